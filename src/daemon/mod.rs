@@ -1,0 +1,1 @@
+//! One mount's life as a process: fork, signals, readiness, logging, control socket, unmount.

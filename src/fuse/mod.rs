@@ -1,0 +1,1 @@
+//! Translation between fuser and `fs`. The only module that names `fuser`.

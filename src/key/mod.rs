@@ -1,0 +1,1 @@
+//! Envelope encryption: key-encryption keys (KEK) in providers wrap and unwrap the volume key.

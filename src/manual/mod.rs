@@ -1,0 +1,16 @@
+//! Design notes, in reading order. No code.
+
+#[doc = include_str!("architecture.md")]
+pub mod architecture {}
+#[doc = include_str!("format.md")]
+pub mod format {}
+#[doc = include_str!("crash.md")]
+pub mod crash {}
+#[doc = include_str!("threats.md")]
+pub mod threats {}
+#[doc = include_str!("semantics.md")]
+pub mod semantics {}
+#[doc = include_str!("defaults.md")]
+pub mod defaults {}
+#[doc = include_str!("changes.md")]
+pub mod changes {}

@@ -1,0 +1,1 @@
+//! Which slots are free. Knows slots, not what is in them.

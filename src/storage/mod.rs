@@ -1,0 +1,74 @@
+//! The only road to the disk, and the seam at which tests inject faults.
+//!
+//! # What is assumed of the medium
+//! 1. Bytes written are readable at once by this process; they are durable only after [`Storage::sync`]
+//!    of that file returned `Ok`.
+//! 2. Until then a crash may keep, lose or mix any part of them, at any byte (measured: pages
+//!    overwritten while in write-back are torn inside a 512-byte sector).
+//! 3. What was durable and is not being overwritten stays as it is.
+//! 4. A file that was created is durable only after [`Storage::sync_directory`].
+//! 5. [`Storage::replace_config`] is atomic: after a crash the old or the new content, never a mixture;
+//!    the new one once it returned `Ok`.
+//! 6. A sync that failed says nothing about what is durable, and is never repeated and believed.
+
+mod os;
+pub mod sim;
+
+pub use os::OsStorage;
+use std::io;
+
+/// A file of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FileId {
+    /// `super.a`
+    SuperA,
+    /// `super.b`
+    SuperB,
+    /// `log`
+    Log,
+    /// `data/NNNNNNNN`
+    Segment(u32),
+}
+
+/// Space on the filesystem that holds the volume, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Capacity {
+    /// Total size.
+    pub total_bytes: u64,
+    /// What this process may still allocate.
+    pub free_bytes: u64,
+}
+
+/// A volume's directory.
+pub trait Storage: Send + Sync {
+    /// Creates `file`, empty. Fails with `AlreadyExists` if it is there.
+    fn create(&self, file: FileId) -> io::Result<()>;
+    /// Deletes `file`.
+    fn delete(&self, file: FileId) -> io::Result<()>;
+    /// Length in bytes, or `None` if the file does not exist.
+    fn length(&self, file: FileId) -> io::Result<Option<u64>>;
+    /// Sets the length; growing makes a hole.
+    fn set_length(&self, file: FileId, bytes: u64) -> io::Result<()>;
+    /// Reads exactly `buffer.len()` bytes; `UnexpectedEof` past the end.
+    fn read_at(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+    /// Writes all of `bytes` into the page cache.
+    fn write_at(&self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Starts write-back of a range without waiting for it. A hint.
+    fn start_writeback(&self, file: FileId, offset: u64, bytes: u64);
+    /// Makes everything written to `file` so far durable (data and length).
+    fn sync(&self, file: FileId) -> io::Result<()>;
+    /// Makes creations and deletions of files durable.
+    fn sync_directory(&self) -> io::Result<()>;
+    /// Allocates blocks for a range, so that writing there later does not fail for lack of space.
+    fn allocate(&self, file: FileId, offset: u64, bytes: u64) -> io::Result<()>;
+    /// Gives the blocks of a range back; it reads as zeros afterwards.
+    fn punch(&self, file: FileId, offset: u64, bytes: u64) -> io::Result<()>;
+    /// Numbers of all segments that exist, ascending.
+    fn segments(&self) -> io::Result<Vec<u32>>;
+    /// The bytes of `atrest.json`.
+    fn read_config(&self) -> io::Result<Vec<u8>>;
+    /// Replaces `atrest.json` atomically and durably.
+    fn replace_config(&self, bytes: &[u8]) -> io::Result<()>;
+    /// Space left underneath.
+    fn capacity(&self) -> io::Result<Capacity>;
+}

@@ -1,0 +1,2 @@
+//! The real directory.
+pub struct OsStorage;

@@ -1,0 +1,1 @@
+//! The only `unsafe`: system calls and foreign functions, each behind a safe function.
