@@ -1,1 +1,4 @@
 //! Tree nodes.
+
+/// A decoded node.
+pub struct Node;

@@ -1,0 +1,1 @@
+//! Filesystem semantics: what POSIX callers observe. No `fuser` types, no bytes on disk.
