@@ -12,7 +12,7 @@ pub const PIECE_SLOTS: u64 = PIECE_BYTES as u64 * 8;
 type Piece = Box<[u8; PIECE_BYTES]>;
 
 /// Used bits by piece; a piece without a used slot is absent.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct DurableBitmaps {
     pieces: BTreeMap<(u32, u8), Piece>,
     changed: BTreeSet<(u32, u8)>,
@@ -75,6 +75,22 @@ impl DurableBitmaps {
                 }
             }
         }
+    }
+
+    /// Slots that are used here and not in `other`.
+    pub fn without(&self, other: &Self) -> Vec<Slot> {
+        let mut slots = Vec::new();
+        for (key, bits) in &self.pieces {
+            let theirs = other.pieces.get(key);
+            let base = u64::from(key.0) * SEGMENT_SLOTS + u64::from(key.1) * PIECE_SLOTS;
+            for (at, &byte) in bits.iter().enumerate() {
+                let only = byte & !theirs.map_or(0, |theirs| theirs[at]);
+                for bit in (0..8).filter(|bit| only & 1 << bit != 0) {
+                    slots.push(Slot(base + at as u64 * 8 + bit));
+                }
+            }
+        }
+        slots
     }
 
     /// Segments with a used slot, ascending.
