@@ -75,8 +75,7 @@ const SUFFIX_LENGTH_BYTES: usize = 2;
 
 const _: () = assert!(PAGE_BYTES <= u16::MAX as usize, "offsets have 16 bits");
 const _: () = assert!(
-    HEADER_BYTES
-        + 2 * (OFFSET_BYTES + SUFFIX_LENGTH_BYTES + KEY_BYTES_MAX + VALUE_BYTES_MAX)
+    HEADER_BYTES + 2 * (OFFSET_BYTES + SUFFIX_LENGTH_BYTES + KEY_BYTES_MAX + VALUE_BYTES_MAX)
         <= PAGE_BYTES,
     "two of the largest records fit into a leaf"
 );
@@ -532,9 +531,7 @@ mod tests {
     #[test]
     fn prefix_must_be_the_longest() {
         let mut page = [0; PAGE_BYTES];
-        page[..18].copy_from_slice(&[
-            0, 0, 2, 0, 0, 0, 0, 0, 15, 0, 18, 0, 1, 0, b'k', 1, 0, b'l',
-        ]);
+        page[..18].copy_from_slice(&[0, 0, 2, 0, 0, 0, 0, 0, 15, 0, 18, 0, 1, 0, b'k', 1, 0, b'l']);
         assert_eq!(refusal(page), None);
         page[14..18].copy_from_slice(&[b'k', 2, 0, b'k']);
         page[10] = 19;

@@ -37,12 +37,8 @@ pub fn apply<S: NodeSource + NodeSink>(
     observe: &mut Observe<'_>,
 ) -> Result<Option<Root>, Error> {
     check_batch(batch)?;
-    let mut apply = Apply {
-        builder: Builder::new(store),
-        path: Vec::new(),
-        positions: Vec::new(),
-        observe,
-    };
+    let mut apply =
+        Apply { builder: Builder::new(store), path: Vec::new(), positions: Vec::new(), observe };
     let Some(old) = root else {
         apply.load(batch)?;
         return apply.builder.finish();

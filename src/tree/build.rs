@@ -456,7 +456,8 @@ impl<'a, S: NodeSource + NodeSink> Builder<'a, S> {
         }
         run.drop_first(count);
         let payload = self.store.write(level, node)?.encode();
-        let entry = Entry { prefix: &from, suffix: &[], payload: &payload, origin: Origin::Written };
+        let entry =
+            Entry { prefix: &from, suffix: &[], payload: &payload, origin: Origin::Written };
         self.push(level + 1, entry)
     }
 

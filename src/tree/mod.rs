@@ -10,7 +10,7 @@ mod read;
 
 pub use crate::format::node::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 pub use apply::{Change, Observe, apply};
-pub use read::{Place, ValueRef, Visitor, get, range, walk};
+pub use read::{Place, ValueRef, Visit, Visitor, get, range, walk};
 
 use crate::format::NodePointer;
 use crate::format::node::Node;

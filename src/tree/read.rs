@@ -39,6 +39,9 @@ pub fn get<S: NodeSource + ?Sized>(
     Ok(node.search(key).ok().map(|index| ValueRef { node, index }))
 }
 
+/// Is shown records: key, value. Breaking ends the range.
+pub type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
+
 /// Shows every record with `from <= key < to_exclusive` to `visit`, in key order, until it breaks.
 ///
 /// # Errors
@@ -48,7 +51,7 @@ pub fn range<S: NodeSource + ?Sized>(
     root: Option<&Root>,
     from: &[u8],
     to_exclusive: &[u8],
-    visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    visit: &mut Visit<'_>,
 ) -> Result<(), Error> {
     let Some(root) = root.filter(|_| from < to_exclusive) else { return Ok(()) };
     let mut scan = Scan { source, from, to: to_exclusive, key: Vec::new(), visit };
@@ -62,7 +65,7 @@ struct Scan<'a, S: ?Sized> {
     to: &'a [u8],
     /// The key that is shown; grows once.
     key: Vec<u8>,
-    visit: &'a mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    visit: &'a mut Visit<'a>,
 }
 
 impl<S: NodeSource + ?Sized> Scan<'_, S> {
