@@ -1,1 +1,2 @@
 //! Envelope encryption: key-encryption keys (KEK) in providers wrap and unwrap the volume key.
+pub mod envelope;

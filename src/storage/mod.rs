@@ -17,6 +17,9 @@ pub mod sim;
 pub use os::OsStorage;
 use std::io;
 
+/// The grain in which filesystems allocate, in bytes.
+pub const BLOCK_BYTES: usize = 4096;
+
 /// A file of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FileId {
@@ -60,8 +63,11 @@ pub trait Storage: Send + Sync {
     /// Makes creations and deletions of files durable.
     fn sync_directory(&self) -> io::Result<()>;
     /// Allocates blocks for a range, so that writing there later does not fail for lack of space.
+    /// What is there stays; the file grows if the range ends behind it. Nobody may write to the
+    /// range at the same time.
     fn allocate(&self, file: FileId, offset: u64, bytes: u64) -> io::Result<()>;
-    /// Gives the blocks of a range back; it reads as zeros afterwards.
+    /// Gives the blocks of a range back; it reads as zeros afterwards, or, where the filesystem
+    /// cannot do that, keeps its content. The length stays.
     fn punch(&self, file: FileId, offset: u64, bytes: u64) -> io::Result<()>;
     /// Numbers of all segments that exist, ascending.
     fn segments(&self) -> io::Result<Vec<u32>>;

@@ -1,1 +1,3 @@
 //! The only `unsafe`: system calls and foreign functions, each behind a safe function.
+
+pub mod files;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub struct Change {
     /// Which record.
-    pub key: Box<[u8]>,
+    pub key: Arc<[u8]>,
     /// Its new value; `None` deletes it, if it is there.
     pub value: Option<Arc<[u8]>>,
 }
