@@ -3,9 +3,9 @@
 use super::delta::{self, Delta};
 use super::nodes::NodeWriter;
 use super::{Committer, Epochs, Error, OpenData, slots_of, superblocks};
+use crate::format::Slot;
 use crate::format::record::{self, Table};
 use crate::format::superblock::Superblock;
-use crate::format::Slot;
 use crate::space::{PIECE_BYTES, runs_of};
 use crate::storage::FileId;
 use crate::tree::{self, Change, Root};
@@ -305,4 +305,3 @@ pub(super) fn space_key(segment: u32, piece: u8) -> Box<[u8]> {
 pub(super) fn storage_error(op: &'static str, source: io::Error) -> Error {
     Error::Tree(tree::Error::Storage { op, source: Arc::new(source) })
 }
-

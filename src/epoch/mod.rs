@@ -22,7 +22,7 @@ pub use superblocks::Refused;
 use crate::format::VolumeId;
 use crate::format::superblock::Superblock;
 use crate::key::envelope::VolumeKeys;
-use crate::space::{Deferred, DurableBitmaps, Pin, Space, SlotRun};
+use crate::space::{Deferred, DurableBitmaps, Pin, SlotRun, Space};
 use crate::storage::Storage;
 use crate::tree::{self, Root, ValueRef};
 use delta::Delta;
@@ -129,8 +129,9 @@ pub struct Epochs {
 
 /// Tells which slots a record's value refers to; how the engine accounts for data without knowing
 /// what it is. Called with key and value; `Err` names a malformed record.
-pub type SlotDecoder =
-    Box<dyn Fn(&[u8], &[u8], &mut Vec<crate::format::Slot>) -> Result<(), &'static str> + Send + Sync>;
+pub type SlotDecoder = Box<
+    dyn Fn(&[u8], &[u8], &mut Vec<crate::format::Slot>) -> Result<(), &'static str> + Send + Sync,
+>;
 
 /// Changes that become durable together; see [`Epochs::change`].
 pub struct Change<'a> {

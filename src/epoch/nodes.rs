@@ -256,17 +256,18 @@ impl<'a> NodeWriter<'a> {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         let mut slots = [Vec::new(), Vec::new()];
         for (copy, class) in [Class::NodeA, Class::NodeB].into_iter().enumerate() {
-            let runs = self.space.allocate_backed(class, count, Purpose::Overwrite).map_err(
-                |error| match error {
-                    SpaceError::NoSpace => Error::NoSpace,
-                    SpaceError::Storage(source) => {
-                        Error::Storage { op: "allocate", source: Arc::new(source) }
+            let runs =
+                self.space.allocate_backed(class, count, Purpose::Overwrite).map_err(|error| {
+                    match error {
+                        SpaceError::NoSpace => Error::NoSpace,
+                        SpaceError::Storage(source) => {
+                            Error::Storage { op: "allocate", source: Arc::new(source) }
+                        }
                     }
-                },
-            )?;
-            let all = runs.iter().flat_map(|run| {
-                (0..u64::from(run.count)).map(|index| Slot(run.first.0 + index))
-            });
+                })?;
+            let all = runs
+                .iter()
+                .flat_map(|run| (0..u64::from(run.count)).map(|index| Slot(run.first.0 + index)));
             slots[copy].extend(all);
         }
         let [a, b] = slots;
@@ -315,7 +316,8 @@ impl<'a> NodeWriter<'a> {
         };
         for group in pending.chunk_by(next_to) {
             let bytes: Vec<u8> = group.iter().flat_map(|(_, page)| page.iter().copied()).collect();
-            let (file, offset) = (FileId::Segment(group[0].0[copy].segment()), group[0].0[copy].offset());
+            let (file, offset) =
+                (FileId::Segment(group[0].0[copy].segment()), group[0].0[copy].offset());
             self.store.storage.write_at(file, offset, &bytes)?;
             self.store.storage.start_writeback(file, offset, bytes.len() as u64);
         }

@@ -272,4 +272,3 @@ fn reserve_slots(storage: &dyn Storage) -> Result<u64, OpenError> {
     let bytes = (capacity.total_bytes / 128).clamp(2 << 20, 16 << 20);
     Ok(bytes / PAGE_BYTES as u64)
 }
-

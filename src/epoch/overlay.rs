@@ -120,10 +120,11 @@ impl Overlay {
         let mut batch = Vec::new();
         for shard in &self.shards {
             let sealed = shard.read().sealed.clone();
-            batch.extend(sealed.iter().map(|(key, value)| tree::Change {
-                key: key.clone(),
-                value: value.clone(),
-            }));
+            batch.extend(
+                sealed
+                    .iter()
+                    .map(|(key, value)| tree::Change { key: key.clone(), value: value.clone() }),
+            );
         }
         batch.sort_unstable_by(|a, b| a.key.cmp(&b.key));
         batch

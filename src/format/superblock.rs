@@ -197,12 +197,8 @@ mod tests {
     #[test]
     fn round_trip() {
         assert_eq!(Superblock::decode(&example().encode()), Ok(example()));
-        let header = Header {
-            volume_id: VolumeId([4; 16]),
-            key_epoch: 1,
-            salt: [5; 16],
-            tag: [6; 16],
-        };
+        let header =
+            Header { volume_id: VolumeId([4; 16]), key_epoch: 1, salt: [5; 16], tag: [6; 16] };
         assert_eq!(Header::decode(&header.encode()), Ok(header));
     }
 

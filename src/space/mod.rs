@@ -361,7 +361,10 @@ impl Inner {
         let cursor = self.classes[class as usize].cursor;
         let (start, start_index) = cursor.unwrap_or((class.next_segment(None), 0));
         let numbers = |range: std::ops::RangeInclusive<u32>, segments: &BTreeMap<u32, Segment>| {
-            segments.range(range).map(|(&n, _)| n).filter(|&n| Class::of(n) == class)
+            segments
+                .range(range)
+                .map(|(&n, _)| n)
+                .filter(|&n| Class::of(n) == class)
                 .collect::<Vec<_>>()
         };
         let mut order = numbers(start..=u32::MAX, &self.segments);

@@ -17,7 +17,9 @@ pub enum Error {
     #[error("no space is left on the volume")]
     NoSpace,
     /// The volume stopped writing after a failed sync or write.
-    #[error("the volume stopped writing after an error of the backing storage: unmount and mount it again")]
+    #[error(
+        "the volume stopped writing after an error of the backing storage: unmount and mount it again"
+    )]
     Poisoned,
     /// Anything else of the storage.
     #[error("{what}")]
@@ -113,7 +115,13 @@ impl Volume {
     }
 
     /// Reads up to `length` bytes at `offset` into `buffer` (cleared first); short at the end of file.
-    pub fn read(&self, ino: u64, offset: u64, length: usize, buffer: &mut Vec<u8>) -> Result<(), Error> {
+    pub fn read(
+        &self,
+        ino: u64,
+        offset: u64,
+        length: usize,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), Error> {
         let _ = (ino, offset, length, buffer);
         todo!()
     }
@@ -132,13 +140,24 @@ impl Volume {
     }
 
     /// Sets the size (the new part reads as zeros) and applies `touch`; returns the new record.
-    pub fn truncate(&self, ino: u64, size: u64, touch: &dyn Fn(&mut Inode)) -> Result<Inode, Error> {
+    pub fn truncate(
+        &self,
+        ino: u64,
+        size: u64,
+        touch: &dyn Fn(&mut Inode),
+    ) -> Result<Inode, Error> {
         let _ = (ino, size, touch);
         todo!()
     }
 
     /// Makes a range read as zeros and frees its pages; the size stays.
-    pub fn punch(&self, ino: u64, offset: u64, length: u64, touch: &dyn Fn(&mut Inode)) -> Result<(), Error> {
+    pub fn punch(
+        &self,
+        ino: u64,
+        offset: u64,
+        length: u64,
+        touch: &dyn Fn(&mut Inode),
+    ) -> Result<(), Error> {
         let _ = (ino, offset, length, touch);
         todo!()
     }
