@@ -61,6 +61,11 @@ impl Secret {
         self.0.len()
     }
 
+    /// Whether both are the same key, compared in constant time.
+    pub fn is_same(&self, other: &Self) -> bool {
+        aws_lc_rs::constant_time::verify_slices_are_equal(&self.0, &other.0).is_ok()
+    }
+
     /// The bytes themselves, for a primitive or a provider to work on.
     pub fn expose(&self) -> &[u8] {
         &self.0
@@ -84,6 +89,9 @@ mod tests {
         assert_eq!(boxed.expose(), expected);
         assert_eq!(written.expose(), expected);
         assert_eq!(tried.map(|secret| secret.len()), Ok(32));
+        assert!(boxed.is_same(&written));
+        assert!(!boxed.is_same(&Secret::from_fn(32, |_| ())));
+        assert!(!boxed.is_same(&Secret::from_fn(31, |_| ())));
         assert!(matches!(Secret::try_from_fn(32, |_| Err("no")), Err("no")));
     }
 }

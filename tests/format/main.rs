@@ -4,5 +4,7 @@
 //! the other fields are hexadecimal unless a runner says otherwise. A runner checks how many
 //! vectors it saw, so that none disappears unnoticed.
 
+mod config;
 mod crypto;
+mod key;
 mod vector;

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// A vector: its file name without extension, and its fields.
+/// A vector: its file name without extension, its fields, and its body, if it has one.
 pub struct Vector {
     pub name: String,
+    /// What follows the line `# body`, byte for byte.
+    pub body: String,
     fields: BTreeMap<String, String>,
 }
 
@@ -26,7 +28,10 @@ impl Vector {
         let text = std::fs::read_to_string(path).expect("a vector is text");
         let mut fields = BTreeMap::<String, String>::new();
         let mut last = String::new();
-        for line in text.lines().filter(|line| !line.is_empty()) {
+        let body_at = text.find("\n\n#").map_or(text.len(), |at| at + 3);
+        let (head, body) = text.split_at(body_at);
+        let body = body.split_once('\n').map_or(String::new(), |(_, body)| body.to_owned());
+        for line in head.trim_end_matches('#').lines().filter(|line| !line.is_empty()) {
             if let Some(more) = line.strip_prefix("  ") {
                 fields.get_mut(&last).expect("a field is continued").push_str(more);
                 continue;
@@ -37,7 +42,7 @@ impl Vector {
             assert!(earlier.is_none(), "{}: {field} twice", path.display());
         }
         let name = path.file_stem().expect("a file has a name").to_string_lossy().into_owned();
-        let vector = Self { name, fields };
+        let vector = Self { name, body, fields };
         assert!(!vector.text("comment").is_empty(), "{}: say why", path.display());
         vector
     }
