@@ -94,6 +94,10 @@ impl Epochs {
     fn seal(&self) -> (u64, OpenData) {
         let mut gate = self.gate.write();
         let number = *gate;
+        if let Some(hook) = &*self.on_seal.lock() {
+            let (key, value) = hook();
+            self.overlay.put(key, value);
+        }
         self.overlay.seal();
         let sealed = std::mem::take(&mut *self.open.lock());
         *gate = number + 1;

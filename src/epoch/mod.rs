@@ -20,8 +20,9 @@ pub use overlay::{Key, Value};
 pub use superblocks::Refused;
 
 use crate::format::VolumeId;
+use crate::format::record::Table;
 use crate::format::superblock::Superblock;
-use crate::key::envelope::VolumeKeys;
+use crate::key::VolumeKeys;
 use crate::space::{Deferred, DurableBitmaps, Pin, SlotRun, Space};
 use crate::storage::Storage;
 use crate::tree::{self, Root, ValueRef};
@@ -124,8 +125,12 @@ pub struct Epochs {
     /// Called when the open epoch is large enough to be sealed at once.
     on_pressure: Mutex<Option<Box<dyn Fn() + Send>>>,
     pressed: AtomicBool,
+    on_seal: Mutex<Option<SealHook>>,
     decode_slots: SlotDecoder,
 }
+
+/// Gives the record that every epoch stores; see [`Epochs::on_seal`].
+type SealHook = Box<dyn Fn() -> (Key, Value) + Send>;
 
 /// Tells which slots a record's value refers to; how the engine accounts for data without knowing
 /// what it is. Called with key and value; `Err` names a malformed record.
@@ -221,6 +226,32 @@ impl Epochs {
     /// Sets what is called when the open epoch should be committed at once.
     pub fn on_pressure(&self, wake: Box<dyn Fn() + Send>) {
         *self.on_pressure.lock() = Some(wake);
+    }
+
+    /// Sets what is called while an epoch is sealed; the record it returns belongs to that epoch. It
+    /// must not take locks.
+    pub fn on_seal(&self, hook: Box<dyn Fn() -> (Key, Value) + Send>) {
+        *self.on_seal.lock() = Some(hook);
+    }
+
+    /// Visits all records of a table in the durable tree, as it was when the volume was opened or
+    /// last committed.
+    ///
+    /// # Errors
+    /// If the tree is damaged there.
+    pub fn scan_durable(
+        &self,
+        table: Table,
+        visit: &mut dyn FnMut(&[u8], &[u8]),
+    ) -> Result<(), Error> {
+        let _pin = self.pin();
+        let root = *self.root.read();
+        let (from, to) = ([table as u8], [table as u8 + 1]);
+        tree::range(&self.nodes, root.as_ref(), &from, &to, &mut |key, value| {
+            visit(key, value);
+            std::ops::ControlFlow::Continue(())
+        })?;
+        Ok(())
     }
 
     /// Keeps slots that are looked up from now on from being written again.

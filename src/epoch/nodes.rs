@@ -3,7 +3,7 @@
 use crate::crypto::{Cipher, Nonce, PageKey, Tag, kdf};
 use crate::format::node::Node;
 use crate::format::{NodePointer, PAGE_BYTES, Slot, VolumeId};
-use crate::key::envelope::VolumeKeys;
+use crate::key::VolumeKeys;
 use crate::space::{Class, Purpose, Space, SpaceError};
 use crate::storage::{FileId, Storage};
 use crate::tree::{Error, NodeSink, NodeSource};

@@ -9,7 +9,7 @@ use super::{Committer, Epochs, Error, OpenData, SlotDecoder, slots_of};
 use crate::format::record::Table;
 use crate::format::superblock::Superblock;
 use crate::format::{PAGE_BYTES, VolumeId, record};
-use crate::key::envelope::VolumeKeys;
+use crate::key::VolumeKeys;
 use crate::space::{Deferred, DurableBitmaps, PIECE_BYTES, Space, runs_of};
 use crate::storage::{FileId, Storage};
 use crate::tree::{self, Root};
@@ -175,6 +175,7 @@ impl Epochs {
             read_only: options.read_only,
             on_pressure: Mutex::new(None),
             pressed: AtomicBool::new(false),
+            on_seal: Mutex::new(None),
             decode_slots,
         };
         if !options.read_only && epochs.space.fill_reserve().is_err() {

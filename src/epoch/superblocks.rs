@@ -3,7 +3,7 @@
 use crate::crypto::{Cipher, Nonce, PageKey, Tag, kdf, random};
 use crate::format::superblock::{BODY_BYTES, HEADER_BYTES, Header, Superblock, SuperblockError};
 use crate::format::{PAGE_BYTES, VolumeId};
-use crate::key::envelope::VolumeKeys;
+use crate::key::VolumeKeys;
 use crate::storage::{FileId, Storage};
 use std::io;
 
