@@ -1,14 +1,14 @@
 //! The only road to the disk, and the seam at which tests inject faults.
 //!
 //! # What is assumed of the medium
-//! 1. Bytes written are readable at once by this process; they are durable only after [`Storage::sync`]
-//!    of that file returned `Ok`.
+//! 1. Bytes written are readable at once by this process; they are durable only after
+//!    [`Storage::sync`] of that file returned `Ok`.
 //! 2. Until then a crash may keep, lose or mix any part of them, at any byte (measured: pages
 //!    overwritten while in write-back are torn inside a 512-byte sector).
 //! 3. What was durable and is not being overwritten stays as it is.
 //! 4. A file that was created is durable only after [`Storage::sync_directory`].
-//! 5. [`Storage::replace_config`] is atomic: after a crash the old or the new content, never a mixture;
-//!    the new one once it returned `Ok`.
+//! 5. [`Storage::replace_config`] is atomic: after a crash the old or the new content, never a
+//!    mixture; the new one once it returned `Ok`.
 //! 6. A sync that failed says nothing about what is durable, and is never repeated and believed.
 
 mod lock;
