@@ -405,7 +405,8 @@ mod tests {
 
     #[test]
     fn failed_sync_of_what_all_depends_on_stops_everything_but_reads() {
-        let faults: [fn(&Poisoned<SimDisk>) -> io::Result<()>; 4] = [
+        type Fault = fn(&Poisoned<SimDisk>) -> io::Result<()>;
+        let faults: [Fault; 4] = [
             |storage| {
                 storage.inner().fail_sync(FileId::Log, 0, Fate::Kept);
                 storage.sync(FileId::Log)
