@@ -358,3 +358,193 @@ fn read_up_to(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> 
     }
     Ok(done)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+    const SEGMENT: FileId = FileId::Segment(0);
+
+    fn volume() -> (tempfile::TempDir, OsStorage) {
+        let directory = tempfile::tempdir().unwrap();
+        let storage = OsStorage::create(&directory.path().join("volume")).unwrap();
+        (directory, storage)
+    }
+
+    #[test]
+    fn create_lays_out_a_private_directory_and_refuses_one_that_is_in_use() {
+        let (directory, _) = volume();
+        let path = directory.path().join("volume");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(std::fs::read_dir(path.join("data")).unwrap().count(), 0);
+        let again = OsStorage::create(&path).map(drop).unwrap_err();
+        assert_eq!(again.kind(), io::ErrorKind::DirectoryNotEmpty);
+        let empty = directory.path().join("empty");
+        std::fs::create_dir_all(empty.join("lost+found")).unwrap();
+        OsStorage::create(&empty).unwrap();
+    }
+
+    #[test]
+    fn what_is_written_is_there_after_opening_again() {
+        let (directory, storage) = volume();
+        for file in [FileId::SuperA, FileId::SuperB, FileId::Log, SEGMENT, FileId::Segment(12)] {
+            assert_eq!(storage.length(file).unwrap(), None);
+            storage.create(file).unwrap();
+            let again = storage.create(file).unwrap_err();
+            assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
+            storage.write_at(file, 10, format!("{file:?}").as_bytes()).unwrap();
+            storage.start_writeback(file, 0, 4096);
+            storage.sync(file).unwrap();
+        }
+        storage.sync_directory().unwrap();
+        let data = directory.path().join("volume/data");
+        assert!(data.join("00000012").exists());
+        std::fs::write(data.join("1"), "not a segment").unwrap();
+        std::fs::write(data.join("+0000001"), "not a segment").unwrap();
+        drop(storage);
+        let storage = OsStorage::open(&directory.path().join("volume"), true).unwrap();
+        assert_eq!(storage.segments().unwrap(), [0, 12]);
+        assert_eq!(storage.length(FileId::Segment(12)).unwrap(), Some(21));
+        let mut bytes = [0; 13];
+        storage.read_at(FileId::Segment(12), 8, &mut bytes).unwrap();
+        assert_eq!(&bytes, b"\0\0Segment(12)");
+        let past = storage.read_at(FileId::Segment(12), 9, &mut bytes).unwrap_err();
+        assert_eq!(past.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn volume_stays_reachable_when_its_path_leads_elsewhere() {
+        let (directory, storage) = volume();
+        std::fs::rename(directory.path().join("volume"), directory.path().join("moved")).unwrap();
+        std::fs::create_dir(directory.path().join("volume")).unwrap();
+        storage.create(SEGMENT).unwrap();
+        storage.replace_config(b"{}").unwrap();
+        assert!(directory.path().join("moved/data/00000000").exists());
+        assert!(directory.path().join("moved/atrest.json").exists());
+    }
+
+    #[test]
+    fn deleted_file_is_gone_and_can_be_made_anew() {
+        let (_directory, storage) = volume();
+        storage.create(SEGMENT).unwrap();
+        storage.write_at(SEGMENT, 0, b"old").unwrap();
+        storage.delete(SEGMENT).unwrap();
+        assert_eq!(storage.length(SEGMENT).unwrap(), None);
+        let gone = storage.read_at(SEGMENT, 0, &mut [0]).unwrap_err();
+        assert_eq!(gone.kind(), io::ErrorKind::NotFound);
+        storage.create(SEGMENT).unwrap();
+        assert_eq!(storage.length(SEGMENT).unwrap(), Some(0));
+    }
+
+    #[test]
+    fn read_only_storage_changes_nothing() {
+        let (directory, storage) = volume();
+        storage.create(SEGMENT).unwrap();
+        let path = directory.path().join("volume");
+        std::fs::write(path.join(CONFIG_TEMPORARY_NAME), "half").unwrap();
+        let storage = OsStorage::open(&path, true).unwrap();
+        let refused = [
+            storage.create(FileId::Log),
+            storage.delete(SEGMENT),
+            storage.set_length(SEGMENT, 1),
+            storage.write_at(SEGMENT, 0, b"x"),
+            storage.sync(SEGMENT),
+            storage.sync_directory(),
+            storage.allocate(SEGMENT, 0, 1),
+            storage.punch(SEGMENT, 0, 1),
+            storage.replace_config(b"{}"),
+        ];
+        for result in refused {
+            assert_eq!(result.unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
+        }
+        assert!(path.join(CONFIG_TEMPORARY_NAME).exists());
+    }
+
+    #[test]
+    fn config_is_replaced_whole_and_leftovers_are_removed() {
+        let (directory, storage) = volume();
+        assert_eq!(storage.read_config().unwrap_err().kind(), io::ErrorKind::NotFound);
+        storage.replace_config(b"first, and longer").unwrap();
+        storage.replace_config(b"second").unwrap();
+        assert_eq!(storage.read_config().unwrap(), b"second");
+        let path = directory.path().join("volume");
+        assert!(!path.join(CONFIG_TEMPORARY_NAME).exists());
+        std::fs::write(path.join(CONFIG_TEMPORARY_NAME), "half").unwrap();
+        let storage = OsStorage::open(&path, false).unwrap();
+        assert!(!path.join(CONFIG_TEMPORARY_NAME).exists());
+        assert_eq!(storage.read_config().unwrap(), b"second");
+        storage.replace_config(&vec![b' '; CONFIG_BYTES_MAX as usize + 1]).unwrap();
+        assert_eq!(storage.read_config().unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+    }
+
+    #[test]
+    fn links_and_pipes_in_place_of_files_are_refused() {
+        let (directory, storage) = volume();
+        let path = directory.path().join("volume");
+        let victim = directory.path().join("victim");
+        std::fs::write(&victim, "precious").unwrap();
+        symlink(&victim, path.join("log")).unwrap();
+        symlink(&victim, path.join(CONFIG_TEMPORARY_NAME)).unwrap();
+        nix::unistd::mkfifo(&path.join("super.a"), Mode::S_IRWXU).unwrap();
+        assert!(storage.write_at(FileId::Log, 0, b"x").is_err());
+        assert!(storage.replace_config(b"x").is_err());
+        let pipe = storage.read_at(FileId::SuperA, 0, &mut [0]).unwrap_err();
+        assert_eq!(pipe.kind(), io::ErrorKind::InvalidData);
+        assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
+        std::fs::remove_dir(path.join("data")).unwrap();
+        symlink(directory.path(), path.join("data")).unwrap();
+        assert!(OsStorage::open(&path, false).is_err());
+    }
+
+    #[test]
+    fn allocating_takes_blocks_and_punching_gives_them_back() {
+        let (directory, storage) = volume();
+        storage.create(SEGMENT).unwrap();
+        storage.write_at(SEGMENT, 0, b"kept").unwrap();
+        storage.allocate(SEGMENT, 0, 1 << 20).unwrap();
+        let path = directory.path().join("volume/data/00000000");
+        let allocated_bytes = || std::fs::metadata(&path).unwrap().blocks() * 512;
+        assert_eq!(storage.length(SEGMENT).unwrap(), Some(1 << 20));
+        assert!(allocated_bytes() >= 1 << 20);
+        storage.write_at(SEGMENT, 8192, b"punched").unwrap();
+        storage.punch(SEGMENT, 8192, (1 << 20) - 8192).unwrap();
+        let mut bytes = [1; 8199];
+        storage.read_at(SEGMENT, 0, &mut bytes).unwrap();
+        assert_eq!(&bytes[..4], b"kept");
+        assert!(bytes[4..].iter().all(|byte| *byte == 0));
+        assert!(allocated_bytes() <= 64 * 1024);
+        assert_eq!(storage.length(SEGMENT).unwrap(), Some(1 << 20));
+    }
+
+    #[test]
+    fn allocating_by_writing_fills_holes_and_keeps_data() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(b"early", 5000).unwrap();
+        file.write_all_at(b"late", 200_000).unwrap();
+        // Neither end is on a block's boundary.
+        allocate_by_writing(&file, 100, 300_000).unwrap();
+        assert!(file.metadata().unwrap().blocks() * 512 >= 300_000);
+        assert_eq!(file.metadata().unwrap().len(), 300_100);
+        let mut bytes = vec![0; 300_100];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(&bytes[5000..5005], b"early");
+        assert_eq!(&bytes[200_000..200_004], b"late");
+        assert_eq!(bytes.iter().filter(|byte| **byte != 0).count(), 9);
+    }
+
+    #[test]
+    fn capacity_is_that_of_the_filesystem() {
+        let (_directory, storage) = volume();
+        let capacity = storage.capacity().unwrap();
+        assert!(capacity.free_bytes > 0);
+        assert!(capacity.free_bytes <= capacity.total_bytes);
+    }
+
+    #[test]
+    fn segments_without_a_name_of_eight_digits_are_refused() {
+        let (_directory, storage) = volume();
+        let refused = storage.create(FileId::Segment(SEGMENT_MAX + 1)).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::InvalidInput);
+    }
+}

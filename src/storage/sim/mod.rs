@@ -8,6 +8,8 @@
 mod image;
 mod random;
 mod state;
+#[cfg(test)]
+mod tests;
 
 pub use random::Random;
 pub use state::{Change, Fate, Operation, Pending};
