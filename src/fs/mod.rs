@@ -1,7 +1,10 @@
 //! Filesystem semantics: what POSIX callers observe. No `fuser` types, no bytes on disk.
 
+pub mod acl;
 pub mod attr;
 pub mod error;
+pub mod name;
+pub mod volume;
 
 pub use attr::{Attr, Kind, SetAttr, Time};
 pub use error::Error;
