@@ -262,6 +262,27 @@ fn deletions_shrink_the_tree() {
     }
 }
 
+/// Cuts one range out of high trees of all sizes: what is left of a node may be alone under its
+/// parent, and that one alone under its own; neighbours are under other parents then, or nowhere.
+#[test]
+fn cuts_leave_no_stumps() {
+    let mut random = Random::new("cuts_leave_no_stumps");
+    for round in 0..600 {
+        let count = 2 + random.below(600);
+        let mut model = Model::default();
+        let values = |number| (Sizes::Steep.key(number), Some(vec![7; 400 + number % 600]));
+        model.apply(&batch((0..count).map(values)));
+        let (a, b) = (random.below(count), random.below(count) + 1);
+        let cut = match round % 3 {
+            0 => 0..b.min(count - 1),
+            1 => a.max(1)..count,
+            _ => a.min(b)..a.max(b),
+        };
+        model.apply(&batch(cut.map(|number| (Sizes::Steep.key(number), None))));
+        assert_eq!(model.check_all().underfull, 0);
+    }
+}
+
 #[test]
 fn nothing_is_written_when_nothing_changes() {
     let mut random = Random::new("nothing_is_written_when_nothing_changes");
