@@ -547,5 +547,11 @@ mod tests {
         assert_eq!(refusal(page), None);
         page[8] = 63;
         assert_eq!(refusal(page), Some(NodeError::FirstSeparator));
+        // One child, but a prefix.
+        page[4] = 1;
+        assert_eq!(refusal(page), Some(NodeError::Prefix));
+        // A second child from the empty key on: nothing is left for the first.
+        page[..12].copy_from_slice(&[1, 0, 2, 0, 0, 0, 0, 0, 64, 0, 116, 0]);
+        assert_eq!(refusal(page), Some(NodeError::Order));
     }
 }

@@ -46,6 +46,8 @@ fn damage_is_confined_to_its_subtree() {
             &from[..] < range[1] && to.as_ref().is_none_or(|to| range[0] < &to[..])
         };
         check_ranges(&broken, pointer, &mut random, &overlaps);
+        broken.check_range(&[], from, 100_000);
+        broken.check_range(to.as_deref().unwrap_or(&[0xff; 321]), &[0xff; 321], 100_000);
         check_batches(&broken, pointer, &mut random, &is_below);
     }
 }
@@ -189,6 +191,60 @@ fn misplaced_nodes_never_panic() {
         refused += usize::from(matches!(result, Err(Error::Malformed { .. })));
     }
     assert!(refused > 100, "misplaced nodes are noticed: {refused}");
+}
+
+/// A leaf that is another leaf's twin: its keys do not belong there, although they ascend.
+#[test]
+fn keys_outside_of_their_bounds_are_noticed() {
+    struct Twin(Model, NodePointer, Arc<Node>);
+    impl NodeSource for Twin {
+        fn read(&self, pointer: &NodePointer, level: u8) -> Result<Arc<Node>, Error> {
+            let is_twin = *pointer == self.1;
+            if is_twin { Ok(self.2.clone()) } else { self.0.store.read(pointer, level) }
+        }
+    }
+    impl tree::NodeSink for Twin {
+        fn write(&mut self, level: u8, node: Node) -> Result<NodePointer, Error> {
+            self.0.store.write(level, node)
+        }
+        fn free(&mut self, pointer: &NodePointer) {
+            self.0.store.free(pointer);
+        }
+    }
+
+    let mut random = Random::new("keys_outside_of_their_bounds_are_noticed");
+    let mut model = Model::default();
+    model.apply(&load(Sizes::Usual, 0..2_000, &mut random));
+    let leaves: Vec<_> =
+        model.census().pointers.into_iter().filter(|(_, level)| *level == 0).collect();
+    for (victim, other) in [(3, 4), (4, 3)] {
+        let [(victim, _), (other, _)] = [leaves[victim], leaves[other]];
+        let node = |pointer: NodePointer| model.store.nodes[&pointer.slots[0].0].1.clone();
+        let mut key = Vec::new();
+        node(victim).append_key(0, &mut key);
+        let mut twin = Twin(model.clone(), victim, node(other));
+        twin.0.store.begin();
+        let is_malformed =
+            |error: &Error| matches!(error, Error::Malformed { pointer, .. } if *pointer == victim);
+        let mut visitor = Malformed::default();
+        tree::walk(&twin, model.root.as_ref(), &mut visitor);
+        assert!(matches!(&visitor.0[..], [error] if is_malformed(error)));
+        let batch = batch([(key, Some(vec![1]))]);
+        let result = tree::apply(&mut twin, model.root, &batch, &mut |_, _, _| {});
+        assert!(result.is_err_and(|error| is_malformed(&error)));
+    }
+}
+
+/// Collects what a walk complains about.
+#[derive(Default)]
+struct Malformed(Vec<Error>);
+
+impl Visitor for Malformed {
+    fn node(&mut self, _: Place<'_>, _: &Node) {}
+
+    fn damaged(&mut self, _: Place<'_>, error: &Error) {
+        self.0.push(error.clone());
+    }
 }
 
 #[test]

@@ -24,6 +24,9 @@ enum Sizes {
     Extreme,
     /// Long keys that differ at their end or at their beginning.
     Prefixes,
+    /// Keys that make long separators with little in common, so that interior nodes have about ten
+    /// children and the tree is high.
+    Steep,
 }
 
 impl Sizes {
@@ -47,6 +50,14 @@ impl Sizes {
                 key.extend_from_slice(&big_endian);
                 key
             }
+            Self::Steep => {
+                let mut key = big_endian[4..].to_vec();
+                let last = key[3] % 2;
+                key[3] -= last;
+                key.resize(310, 0);
+                key.push(last);
+                key
+            }
         }
     }
 
@@ -55,6 +66,7 @@ impl Sizes {
             Self::Tiny => random.below(9),
             Self::Usual => 40 + random.below(40),
             Self::Prefixes => random.below(300),
+            Self::Steep => random.below(1_200),
             Self::Extreme => {
                 [0, 1, VALUE_BYTES_MAX, VALUE_BYTES_MAX - 1, random.below(1400)][random.below(5)]
             }
@@ -126,8 +138,14 @@ fn long_prefixes() {
 }
 
 #[test]
+fn steep_trees() {
+    compare("steep_trees", Sizes::Steep, 20_000, 1_000);
+    compare("steep_trees, small batches", Sizes::Steep, 3_000, 30);
+}
+
+#[test]
 fn small_batches_to_small_trees() {
-    for sizes in [Sizes::Tiny, Sizes::Usual, Sizes::Extreme, Sizes::Prefixes] {
+    for sizes in [Sizes::Tiny, Sizes::Usual, Sizes::Extreme, Sizes::Prefixes, Sizes::Steep] {
         for numbers in [3, 30, 300] {
             compare(&format!("small {sizes:?} {numbers}"), sizes, numbers, 8);
         }
@@ -201,21 +219,68 @@ fn random_inserts_leave_leaves_well_filled() {
     assert!(fill >= 0.6);
 }
 
+/// Deletes in batches so small that neighbours of changed leaves are unchanged, in random order and
+/// from one place outwards to either side, until little or nothing remains.
 #[test]
 fn deletions_shrink_the_tree() {
     let mut random = Random::new("deletions_shrink_the_tree");
-    let mut model = Model::default();
-    model.apply(&load(Sizes::Usual, 0..60_000, &mut random));
-    let before = model.census();
-    let mut keys: Vec<_> = model.map.keys().cloned().collect();
-    while keys.len() > 3_000 {
-        let gone: Vec<_> = (0..500).map(|_| keys.swap_remove(random.below(keys.len()))).collect();
-        model.apply(&batch(gone.into_iter().map(|key| (key, None))));
+    for (sizes, count) in [(Sizes::Usual, 20_000), (Sizes::Steep, 4_000)] {
+        let mut full = Model::default();
+        full.apply(&load(sizes, 0..count, &mut random));
+        let before = full.census();
+        for (shape, batch_max) in [("random", 7), ("upwards", 7), ("downwards", 7), ("random", 60)]
+        {
+            let mut model = full.clone();
+            let mut keys: Vec<_> = model.map.keys().cloned().collect();
+            for keep in [keys.len() / 20, 0] {
+                let middle = if keep == 0 { 0 } else { keys.len() / 3 };
+                while keys.len() > keep {
+                    let gone = (1 + random.below(batch_max)).min(keys.len() - keep);
+                    let gone: Vec<_> = (0..gone)
+                        .map(|_| match shape {
+                            "random" => keys.remove(random.below(keys.len())),
+                            "upwards" => keys.remove(middle.min(keys.len() - 1)),
+                            _ => keys.remove(middle.min(keys.len()).saturating_sub(1)),
+                        })
+                        .map(|key| (key, None))
+                        .collect();
+                    model.apply(&batch(gone));
+                }
+                let after = model.check_all();
+                println!(
+                    "{sizes:?} {shape} {batch_max}: {} leaves, then {}, {} nodes, {} underfull",
+                    before.leaves,
+                    after.leaves,
+                    after.live.len(),
+                    after.underfull
+                );
+                assert!(after.leaves * 8 <= before.leaves, "at most 5 % of the records remain");
+                assert!(after.underfull <= 2 + after.live.len() / 50);
+            }
+            assert!(model.root.is_none());
+        }
     }
-    let after = model.check_all();
-    println!("{} leaves, then {}; {} underfull", before.leaves, after.leaves, after.underfull);
-    assert!(after.leaves * 6 < before.leaves, "5 % of the records remain");
-    assert!(after.underfull <= 3);
+}
+
+/// Cuts one range out of high trees of all sizes: what is left of a node may be alone under its
+/// parent, and that one alone under its own; neighbours are under other parents then, or nowhere.
+#[test]
+fn cuts_leave_no_stumps() {
+    let mut random = Random::new("cuts_leave_no_stumps");
+    for round in 0..600 {
+        let count = 2 + random.below(600);
+        let mut model = Model::default();
+        let values = |number| (Sizes::Steep.key(number), Some(vec![7; 400 + number % 600]));
+        model.apply(&batch((0..count).map(values)));
+        let (a, b) = (random.below(count), random.below(count) + 1);
+        let cut = match round % 3 {
+            0 => 0..b.min(count - 1),
+            1 => a.max(1)..count,
+            _ => a.min(b)..a.max(b),
+        };
+        model.apply(&batch(cut.map(|number| (Sizes::Steep.key(number), None))));
+        assert_eq!(model.check_all().underfull, 0);
+    }
 }
 
 #[test]
