@@ -1,6 +1,7 @@
 //! A volume as records and page contents: what the tree's keys mean. Knows no POSIX rules.
 
 mod background;
+mod check;
 mod content;
 mod cuts;
 mod data_keys;
