@@ -531,6 +531,12 @@ mod tests {
         assert_eq!(&bytes[5000..5005], b"early");
         assert_eq!(&bytes[200_000..200_004], b"late");
         assert_eq!(bytes.iter().filter(|byte| **byte != 0).count(), 9);
+
+        // The last bytes of one block hold data, and the range ends early in the next.
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(b"data", 8100).unwrap();
+        allocate_by_writing(&file, 4000, 4292).unwrap();
+        assert!(file.metadata().unwrap().blocks() * 512 >= 12_288);
     }
 
     #[test]

@@ -274,6 +274,12 @@ fn end_of(offset: u64, bytes: usize) -> io::Result<u64> {
     end.ok_or_else(|| io::ErrorKind::InvalidInput.into())
 }
 
+/// What fallocate(2) asks of a range.
+fn check_range(offset: u64, bytes: u64) -> io::Result<()> {
+    let end = offset.checked_add(bytes).filter(|end| i64::try_from(*end).is_ok());
+    if bytes == 0 || end.is_none() { Err(io::ErrorKind::InvalidInput.into()) } else { Ok(()) }
+}
+
 impl Storage for SimDisk {
     fn create(&self, file: FileId) -> io::Result<()> {
         let mut disk = self.0.lock();
@@ -367,6 +373,7 @@ impl Storage for SimDisk {
 
     fn allocate(&self, file: FileId, offset: u64, bytes: u64) -> io::Result<()> {
         let mut disk = self.0.lock();
+        check_range(offset, bytes)?;
         disk.check_room(file, offset, bytes)?;
         disk.perform_change(file, Change::Allocate { offset, bytes })
     }
@@ -374,6 +381,7 @@ impl Storage for SimDisk {
     fn punch(&self, file: FileId, offset: u64, bytes: u64) -> io::Result<()> {
         let mut disk = self.0.lock();
         disk.content(file)?;
+        check_range(offset, bytes)?;
         disk.perform_change(file, Change::Punch { offset, bytes })
     }
 

@@ -2,6 +2,8 @@
 //! liberties that it leaves.
 
 use super::*;
+use crate::storage::OsStorage;
+use std::fmt::Debug;
 
 const FILE: FileId = FileId::Segment(3);
 
@@ -209,4 +211,44 @@ fn bad_sectors_and_flipped_bits_are_where_they_were_put() {
     disk.flip_bit(FILE, 700, 3);
     assert_eq!(content(&disk, FILE).unwrap()[700], 1 ^ 8);
     assert_eq!(content(&disk.after_crash([]), FILE).unwrap()[700], 1 ^ 8);
+}
+
+/// One random operation; what it returned, as text.
+fn step(storage: &dyn Storage, random: &mut Random) -> String {
+    fn outcome<T: Debug>(result: io::Result<T>) -> String {
+        format!("{:?}", result.map_err(|error| error.kind()))
+    }
+    let file = [FileId::Log, FileId::Segment(0), FileId::Segment(1)][random.below(3) as usize];
+    let (offset, bytes) = (random.below(20_000), 1 + random.below(9_000));
+    let fill = random.next() as u8;
+    match random.below(12) {
+        0 | 1 => outcome(storage.create(file)),
+        2 if fill < 100 => outcome(storage.delete(file)),
+        3 => outcome(storage.set_length(file, offset)),
+        4 => outcome(storage.allocate(file, offset, bytes)),
+        5 => outcome(storage.punch(file, offset, bytes)),
+        6 => outcome(storage.sync(file)),
+        7 => outcome(storage.segments()),
+        8 => outcome(storage.length(file)),
+        9 => {
+            let mut buffer = vec![0; bytes as usize];
+            outcome(storage.read_at(file, offset, &mut buffer).map(|()| buffer))
+        }
+        _ => outcome(storage.write_at(file, offset, &vec![fill; bytes as usize])),
+    }
+}
+
+/// The simulation and a real directory give the same answers to the same random operations.
+#[test]
+fn simulation_behaves_as_a_real_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    for seed in 0..20 {
+        let real = OsStorage::create(&directory.path().join(seed.to_string())).unwrap();
+        let simulated = SimDisk::new();
+        let (one, two) = (&mut Random::new(seed), &mut Random::new(seed));
+        for number in 0..300 {
+            let (expected, found) = (step(&real, one), step(&simulated, two));
+            assert!(expected == found, "seed {seed}, operation {number}");
+        }
+    }
 }
