@@ -2,7 +2,7 @@
 //!
 //! The generator is aws-lc's: a CTR_DRBG per thread, seeded by the operating system, that notices
 //! `fork` and the resumption of a virtual machine's snapshot (where the kernel reports it), so a
-//! key costs about 100 ns and a clone does not repeat it. It ends the process rather than return
+//! key costs less than half a microsecond and a clone does not repeat it. It ends the process rather than return
 //! without entropy.
 
 use parking_lot::Mutex;
