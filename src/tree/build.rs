@@ -463,30 +463,25 @@ impl<'a, S: NodeSource + NodeSink> Builder<'a, S> {
 
     /// Writes what is left, level by level, until one node or none has everything below it.
     pub(super) fn finish(mut self) -> Result<Option<Root>, Error> {
-        let mut level = 0;
-        loop {
-            let index = usize::from(level);
-            let is_top = self.runs[index + 1..].iter().all(|run| run.items.is_empty());
-            let count = self.runs[index].items.len();
-            if is_top && count == 0 {
-                return Ok(None);
+        for level in 0.. {
+            let underfull = self.run(level).is_underfull();
+            // What shrank is not about to grow at its end, so that it is divided evenly.
+            let merged = underfull && self.take_left(level)?;
+            let is_top = self.runs[usize::from(level) + 1..].iter().all(|run| run.items.is_empty());
+            let run = self.run(level);
+            let count = run.items.len();
+            match count {
+                0 if is_top => return Ok(None),
+                1 if is_top && level > 0 => return self.collapse(level).map(Some),
+                _ if is_top && run.measure(0..count).fits() => {
+                    let node = run.encode(count);
+                    let pointer = self.store.write(level, node)?;
+                    return Ok(Some(Root { pointer, level }));
+                }
+                _ => self.end_run(level, !merged)?,
             }
-            if is_top && level > 0 && count == 1 {
-                return self.collapse(level).map(Some);
-            }
-            if is_top && self.runs[index].measure(0..count).fits() {
-                let node = self.runs[index].encode(count);
-                let pointer = self.store.write(level, node)?;
-                return Ok(Some(Root { pointer, level }));
-            }
-            if !is_top && self.runs[index].is_underfull() && self.take_left(level)? {
-                // It may have been the only node above: then this level is the top now.
-                self.runs[index].consumed_bytes = 0;
-                continue;
-            }
-            self.end_run(level, true)?;
-            level += 1;
         }
+        unreachable!("push() refuses the level after the highest")
     }
 
     /// The only child of the top node, or its only descendant, becomes the root.

@@ -270,8 +270,7 @@ fn cuts_leave_no_stumps() {
     for round in 0..600 {
         let count = 2 + random.below(600);
         let mut model = Model::default();
-        let values = |number| (Sizes::Steep.key(number), Some(vec![7; 400 + number % 600]));
-        model.apply(&batch((0..count).map(values)));
+        model.apply(&steep(0..count));
         let (a, b) = (random.below(count), random.below(count) + 1);
         let cut = match round % 3 {
             0 => 0..b.min(count - 1),
@@ -279,7 +278,29 @@ fn cuts_leave_no_stumps() {
             _ => a.min(b)..a.max(b),
         };
         model.apply(&batch(cut.map(|number| (Sizes::Steep.key(number), None))));
-        assert_eq!(model.check_all().underfull, 0);
+        let census = model.check_all();
+        assert_eq!(census.underfull, 0);
+        // The last leaf may be small because it is new, not because it was cut.
+        assert!(round % 3 != 1 || !census.last_leaf_underfull);
+    }
+}
+
+fn steep(numbers: std::ops::Range<usize>) -> Vec<Change> {
+    let value = |number| vec![7; 400 + number % 600];
+    batch(numbers.map(|number| (Sizes::Steep.key(number), Some(value(number)))))
+}
+
+/// At the right edge a node may have one child. If nothing but that edge remains, the child is the
+/// root.
+#[test]
+fn the_last_leaf_becomes_the_root() {
+    for count in 2..300 {
+        let mut model = Model::default();
+        model.apply(&steep(0..count));
+        let first = count - model.census().last_leaf_records;
+        model.apply(&batch((0..first).map(|number| (Sizes::Steep.key(number), None))));
+        model.check_all();
+        assert_eq!(model.root.unwrap().level, 0);
     }
 }
 

@@ -30,17 +30,24 @@ pub struct Census {
     /// Nodes that are less than a third full and may not be. At the right edge they may, to be
     /// filled by what comes.
     pub underfull: usize,
+    pub last_leaf_underfull: bool,
+    pub last_leaf_records: usize,
 }
 
 impl Visitor for Census {
     fn node(&mut self, place: Place<'_>, node: &Node) {
         self.pointers.push((*place.pointer, place.level));
         assert!(self.live.insert(place.pointer.slots[0].0), "each node has one parent");
-        let at_right_edge = place.to.is_none();
-        self.underfull += usize::from(!at_right_edge && node.used_bytes() < 4096 / 3);
+        let is_underfull = usize::from(node.used_bytes() < 4096 / 3);
+        match (place.level, place.to) {
+            (0, None) => self.last_leaf_underfull = is_underfull == 1 && !place.from.is_empty(),
+            (_, None) => {}
+            _ => self.underfull += is_underfull,
+        }
         if node.level() == 0 {
             self.records += node.len();
             self.leaves += 1;
+            self.last_leaf_records = node.len();
             self.leaf_bytes += node.used_bytes();
         }
     }
