@@ -104,7 +104,13 @@ fn failed_at(what: &'static str, ino: Ino, offset: u64) -> impl FnOnce(volume::E
 fn explain(error: volume::Error, what: impl FnOnce() -> String) -> Error {
     match error {
         volume::Error::NoSpace => Error::NoSpace,
-        volume::Error::Damaged { .. } | volume::Error::Poisoned | volume::Error::Storage { .. } => {
+        volume::Error::NoInode(_) => Error::Stale,
+        volume::Error::TooLarge => Error::TooLarge,
+        volume::Error::ReadOnly => Error::ReadOnly,
+        volume::Error::Damaged { .. }
+        | volume::Error::Malformed(_)
+        | volume::Error::Poisoned
+        | volume::Error::Storage { .. } => {
             Error::Io { what: what(), source: Some(Box::new(error)) }
         }
     }

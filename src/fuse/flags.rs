@@ -1,0 +1,148 @@
+//! Bit masks of the protocol, and what they mean to the tree.
+
+use fuser::{InitFlags, RenameFlags, WriteFlags};
+
+use crate::fs::{self, Allocate, Error, Seek};
+
+/// What is asked of the kernel where it offers it. Facts from `fs/fuse/inode.c`, Linux 5.10 to 6.18:
+///
+/// - `WRITEBACK_CACHE`: writes land in the page cache; size, mtime and ctime are then the kernel's.
+/// - `PARALLEL_DIROPS`: lookups and readdirs in one directory are not serialised.
+/// - `DO_READDIRPLUS` with `READDIRPLUS_AUTO`: attributes come with the listing when a `stat` of the
+///   entries follows.
+/// - `CACHE_SYMLINKS`, `NO_OPENDIR_SUPPORT`: targets and listings stay in the page cache; ENOSYS to
+///   OPENDIR means "cache every directory" and ends the requests.
+/// - `ATOMIC_O_TRUNC`: `O_TRUNC` arrives with OPEN instead of as a SETATTR of its own.
+/// - `HANDLE_KILLPRIV_V2` (5.11): we clear set-user-ID bits, so a write asks for no xattr first.
+/// - `POSIX_ACL` with `DONT_MASK`: the kernel checks ACLs, the tree applies umask or default ACL.
+/// - `EXPLICIT_INVAL_DATA`: cached pages go only when we say so. Nobody but the kernel changes files.
+/// - `ASYNC_DIO`: large `O_DIRECT` requests are sent in parallel.
+///
+/// Not asked for: `AUTO_INVAL_DATA` (would drop pages when sizes change), `POSIX_LOCKS` and
+/// `FLOCK_LOCKS` (locks are the kernel's), `NO_OPEN_SUPPORT` (handles report lost writes),
+/// `SETXATTR_EXT` (fuser cannot parse the longer request), `EXPORT_SUPPORT` (no lookup of "..").
+const WANTED: [InitFlags; 13] = [
+    InitFlags::FUSE_ASYNC_READ,
+    InitFlags::FUSE_WRITEBACK_CACHE,
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_READDIRPLUS_AUTO,
+    InitFlags::FUSE_CACHE_SYMLINKS,
+    InitFlags::FUSE_NO_OPENDIR_SUPPORT,
+    InitFlags::FUSE_ATOMIC_O_TRUNC,
+    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+    InitFlags::FUSE_POSIX_ACL,
+    InitFlags::FUSE_DONT_MASK,
+    InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+    InitFlags::FUSE_ASYNC_DIO,
+];
+
+/// The wanted capabilities among those that the kernel `offered`.
+pub(super) fn wanted(offered: InitFlags) -> InitFlags {
+    WANTED.into_iter().filter(|&flag| offered.contains(flag)).fold(InitFlags::empty(), |a, b| a | b)
+}
+
+/// Flags of `renameat2(2)`. Unknown ones are refused with EINVAL, as the man page says.
+pub(super) fn rename(flags: RenameFlags) -> Result<fs::RenameFlags, Error> {
+    if !RenameFlags::all().contains(flags) {
+        return Err(Error::Invalid("unknown flag of renameat2"));
+    }
+    Ok(fs::RenameFlags {
+        no_replace: flags.contains(RenameFlags::RENAME_NOREPLACE),
+        exchange: flags.contains(RenameFlags::RENAME_EXCHANGE),
+        whiteout: flags.contains(RenameFlags::RENAME_WHITEOUT),
+    })
+}
+
+/// Mode of `fallocate(2)`. COLLAPSE_RANGE, INSERT_RANGE and UNSHARE_RANGE are refused (the kernel
+/// does not even send the first two); programs fall back on EOPNOTSUPP.
+pub(super) fn allocate(mode: i32) -> Result<Allocate, Error> {
+    const KEEP: i32 = libc::FALLOC_FL_KEEP_SIZE;
+    const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | KEEP;
+    const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE;
+    const ZERO_KEEP: i32 = ZERO | KEEP;
+    match mode {
+        0 => Ok(Allocate::Reserve { keep_size: false }),
+        KEEP => Ok(Allocate::Reserve { keep_size: true }),
+        PUNCH => Ok(Allocate::Punch),
+        ZERO => Ok(Allocate::Zero { keep_size: false }),
+        ZERO_KEEP => Ok(Allocate::Zero { keep_size: true }),
+        _ => Err(Error::NotSupported),
+    }
+}
+
+/// `SEEK_DATA` or `SEEK_HOLE`; the kernel answers the other kinds itself.
+pub(super) fn seek(whence: i32) -> Result<Seek, Error> {
+    match whence {
+        libc::SEEK_DATA => Ok(Seek::Data),
+        libc::SEEK_HOLE => Ok(Seek::Hole),
+        _ => Err(Error::Invalid("only SEEK_DATA and SEEK_HOLE reach a filesystem")),
+    }
+}
+
+/// Whether a WRITE must clear set-user-ID and set-group-ID.
+pub(super) fn write_kills_suid(flags: WriteFlags) -> bool {
+    flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
+}
+
+/// Whether open flags allow writing, so that dirty pages may exist until the handle is released.
+pub(super) fn writable(open_flags: i32) -> bool {
+    open_flags & libc::O_ACCMODE != libc::O_RDONLY
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Only what is offered is asked for: fuser refuses the whole set otherwise.
+    #[test]
+    fn wanted_is_a_subset_of_the_offer() {
+        assert_eq!(wanted(InitFlags::empty()), InitFlags::empty());
+        let offered = InitFlags::FUSE_POSIX_LOCKS | InitFlags::FUSE_WRITEBACK_CACHE;
+        assert_eq!(wanted(offered), InitFlags::FUSE_WRITEBACK_CACHE);
+        assert!(!wanted(InitFlags::all()).contains(InitFlags::FUSE_AUTO_INVAL_DATA));
+    }
+
+    /// Each mode of fallocate, and the refusals.
+    #[test]
+    fn allocate_modes() {
+        let keep = libc::FALLOC_FL_KEEP_SIZE;
+        let punch = libc::FALLOC_FL_PUNCH_HOLE;
+        let zero = libc::FALLOC_FL_ZERO_RANGE;
+        let table = [
+            (0, Some(Allocate::Reserve { keep_size: false })),
+            (keep, Some(Allocate::Reserve { keep_size: true })),
+            (punch | keep, Some(Allocate::Punch)),
+            (punch, None),
+            (zero, Some(Allocate::Zero { keep_size: false })),
+            (zero | keep, Some(Allocate::Zero { keep_size: true })),
+            (libc::FALLOC_FL_COLLAPSE_RANGE, None),
+            (libc::FALLOC_FL_INSERT_RANGE, None),
+            (libc::FALLOC_FL_UNSHARE_RANGE, None),
+        ];
+        for (mode, expected) in table {
+            assert_eq!(allocate(mode).ok(), expected, "mode {mode:#x}");
+        }
+    }
+
+    /// Flags of rename map one by one; an unknown one is refused.
+    #[test]
+    fn rename_flags() {
+        let exchange = rename(RenameFlags::RENAME_EXCHANGE).unwrap();
+        assert!(exchange.exchange && !exchange.no_replace && !exchange.whiteout);
+        let both = RenameFlags::RENAME_NOREPLACE | RenameFlags::RENAME_WHITEOUT;
+        let both = rename(both).unwrap();
+        assert!(both.no_replace && both.whiteout && !both.exchange);
+        assert!(rename(RenameFlags::from_bits_retain(8)).is_err());
+    }
+
+    /// Whence and access mode.
+    #[test]
+    fn whence_and_access_mode() {
+        assert_eq!(seek(libc::SEEK_DATA).ok(), Some(Seek::Data));
+        assert_eq!(seek(libc::SEEK_HOLE).ok(), Some(Seek::Hole));
+        assert!(seek(libc::SEEK_END).is_err());
+        assert!(!writable(libc::O_RDONLY | libc::O_TRUNC));
+        assert!(writable(libc::O_WRONLY | libc::O_APPEND) && writable(libc::O_RDWR));
+    }
+}

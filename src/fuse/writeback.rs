@@ -1,0 +1,58 @@
+//! Making the kernel write dirty pages back before SEEK_DATA and SEEK_HOLE are answered.
+//!
+//! `fuse_file_llseek` (fs/fuse/file.c) sends LSEEK without flushing first, unlike fallocate and
+//! copy_file_range, while a fresh page of the writeback cache is still a hole to us.
+
+use std::fs::File;
+use std::os::fd::AsFd as _;
+use std::os::linux::fs::MetadataExt as _;
+use std::path::PathBuf;
+
+use fuser::{INodeNo, Notifier};
+
+use crate::fs::{Error, Ino};
+use crate::sys::file_handle;
+
+/// A way to the page cache of one mount. Call it from worker threads only: event loops must be free
+/// to take the WRITEs that it causes.
+pub(super) struct Writeback {
+    pub(super) notifier: Notifier,
+    pub(super) mountpoint: PathBuf,
+    /// `st_dev` of the mount.
+    pub(super) device: u64,
+}
+
+impl Writeback {
+    /// Returns when the kernel has written back what is dirty in `ino` at and after `offset`.
+    ///
+    /// The caller of lseek holds the inode's lock meanwhile; neither road below takes it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the kernel cannot be made to: no answer is better than a wrong one.
+    pub(super) fn write_back(&self, ino: Ino, offset: u64) -> Result<(), Error> {
+        if self.through_mount(ino, offset).is_ok() {
+            return Ok(());
+        }
+        self.by_notification(ino, offset).map_err(|source| Error::Io {
+            what: "the kernel does not write dirty pages back".to_owned(),
+            source: Some(Box::new(source)),
+        })
+    }
+
+    /// The kind road, for root: the pages are written in large requests and stay cached. The
+    /// descriptors live for the call only, for they make the mount busy.
+    fn through_mount(&self, ino: Ino, offset: u64) -> std::io::Result<()> {
+        let root = File::open(&self.mountpoint)?;
+        if root.metadata()?.st_dev() != self.device {
+            return Err(std::io::Error::other("the mount is detached"));
+        }
+        let file = file_handle::open_inode(root.as_fd(), ino)?;
+        file_handle::write_back(&file, offset, 0)
+    }
+
+    /// The road for everybody: `invalidate_inode_pages2_range` writes page by page, and drops them.
+    fn by_notification(&self, ino: Ino, offset: u64) -> std::io::Result<()> {
+        let offset = i64::try_from(offset).map_err(std::io::Error::other)?;
+        self.notifier.inval_inode(INodeNo(ino), offset, 0)
+    }
+}

@@ -1,0 +1,152 @@
+//! The mount table, and taking mounts away.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
+
+/// The filesystem type under which our mounts appear in the mount table.
+pub const TYPE: &str = "fuse.atrest";
+
+/// A line of `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// `major:minor`
+    pub device: String,
+    /// Where it is mounted.
+    pub mountpoint: PathBuf,
+    /// Options of the mount and of the filesystem, comma-separated.
+    pub options: String,
+    /// The type, for FUSE with its subtype.
+    pub kind: String,
+    /// What is mounted; for our mounts the canonical path of the volume.
+    pub source: PathBuf,
+}
+
+/// All mounts that this process sees, in mount order.
+///
+/// # Errors
+/// Whatever reading `/proc/self/mountinfo` meets.
+pub fn mounts() -> io::Result<Vec<Mount>> {
+    let table = std::fs::read("/proc/self/mountinfo")?;
+    Ok(table.split(|&byte| byte == b'\n').filter_map(parse).collect())
+}
+
+/// The topmost mount at exactly `mountpoint`, which must be canonical.
+///
+/// # Errors
+/// As [`mounts`].
+pub fn mount_at(mountpoint: &Path) -> io::Result<Option<Mount>> {
+    Ok(mounts()?.into_iter().rev().find(|mount| mount.mountpoint == mountpoint))
+}
+
+fn parse(line: &[u8]) -> Option<Mount> {
+    let fields: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
+    let dash = fields.iter().position(|field| *field == b"-")?;
+    let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
+    let options = [text(fields.get(5)?), text(fields.get(dash + 3)?)].join(",");
+    Some(Mount {
+        device: text(fields.get(2)?),
+        mountpoint: unescape(fields.get(4)?),
+        options,
+        kind: text(fields.get(dash + 1)?),
+        source: unescape(fields.get(dash + 2)?),
+    })
+}
+
+/// Undoes the kernel's `\ooo` for space, tab, newline and backslash.
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, tail)) = rest.split_first() {
+        let octal = tail.get(..3).filter(|digits| digits.iter().all(|d| (b'0'..=b'7').contains(d)));
+        match octal {
+            Some(digits) if first == b'\\' => {
+                let value = digits.iter().fold(0_u32, |sum, d| sum * 8 + u32::from(d - b'0'));
+                bytes.push(value as u8);
+                rest = &tail[3..];
+            }
+            _ => {
+                bytes.push(first);
+                rest = tail;
+            }
+        }
+    }
+    PathBuf::from(OsString::from_vec(bytes))
+}
+
+/// Unmounts `mountpoint`; with `detach` it disappears at once and ends when its last user is gone.
+/// Who may not unmount goes through `fusermount3`, as FUSE means it.
+///
+/// # Errors
+/// EBUSY while it is in use; EINVAL if nothing is mounted there.
+pub fn unmount(mountpoint: &Path, detach: bool) -> io::Result<()> {
+    let mut flags = MntFlags::UMOUNT_NOFOLLOW;
+    if detach {
+        flags |= MntFlags::MNT_DETACH;
+    }
+    match umount2(mountpoint, flags) {
+        Ok(()) => Ok(()),
+        Err(Errno::EPERM) => unmount_by_helper(mountpoint, detach),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn unmount_by_helper(mountpoint: &Path, detach: bool) -> io::Result<()> {
+    let mut helper = Command::new("fusermount3");
+    helper.arg("-u");
+    if detach {
+        helper.arg("-z");
+    }
+    let output = helper.arg("--").arg(mountpoint).stdin(Stdio::null()).env("LC_ALL", "C").output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let message = String::from_utf8_lossy(&output.stderr);
+    if message.contains("busy") {
+        return Err(Errno::EBUSY.into());
+    }
+    Err(io::Error::other(message.trim().to_owned()))
+}
+
+/// Whether `path` lies below `directory` or is it. Both must be canonical.
+pub fn is_within(path: &Path, directory: &Path) -> bool {
+    path.as_os_str().as_bytes() == directory.as_os_str().as_bytes() || path.starts_with(directory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fields are found behind any number of optional ones, and escapes are undone.
+    #[test]
+    fn parses_a_line() {
+        let line = br"36 35 0:45 / /mnt/a\040b rw,nosuid shared:1 master:2 - fuse.atrest /srv/v\134 rw,user_id=0";
+        let mount = parse(line).unwrap();
+        assert_eq!(mount.device, "0:45");
+        assert_eq!(mount.mountpoint, Path::new("/mnt/a b"));
+        assert_eq!(mount.kind, TYPE);
+        assert_eq!(mount.source, Path::new(r"/srv/v\"));
+        assert_eq!(mount.options, "rw,nosuid,rw,user_id=0");
+    }
+
+    /// A cut line is no mount, and no panic.
+    #[test]
+    fn refuses_cut_lines() {
+        let line = b"36 35 0:45 / /mnt rw - fuse.atrest /srv rw";
+        for length in 0..line.len() - 3 {
+            assert_eq!(parse(&line[..length]), None, "length {length}");
+        }
+    }
+
+    /// The real table has the root.
+    #[test]
+    fn finds_the_root() {
+        assert!(mount_at(Path::new("/")).unwrap().is_some());
+        assert!(mount_at(Path::new("/proc/self/nothing")).unwrap().is_none());
+    }
+}

@@ -1,0 +1,1 @@
+//! Forking, signals and limits of the process.
