@@ -104,13 +104,24 @@ pub trait Tree: Send + Sync {
     fn readlink(&self, ino: Ino) -> Result<Vec<u8>, Error>;
     /// Creates a regular file, device, FIFO or socket. `mode` includes the type; `rdev` is 0 but for
     /// devices.
-    fn mknod(&self, caller: Caller, parent: Ino, name: &[u8], mode: u32, rdev: u32)
-    -> Result<Attr, Error>;
+    fn mknod(
+        &self,
+        caller: Caller,
+        parent: Ino,
+        name: &[u8],
+        mode: u32,
+        rdev: u32,
+    ) -> Result<Attr, Error>;
     /// Creates a directory.
     fn mkdir(&self, caller: Caller, parent: Ino, name: &[u8], mode: u32) -> Result<Attr, Error>;
     /// Creates a symbolic link.
-    fn symlink(&self, caller: Caller, parent: Ino, name: &[u8], target: &[u8])
-    -> Result<Attr, Error>;
+    fn symlink(
+        &self,
+        caller: Caller,
+        parent: Ino,
+        name: &[u8],
+        target: &[u8],
+    ) -> Result<Attr, Error>;
     /// Creates a hard link to `ino`.
     fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr, Error>;
     /// Removes a name that is not a directory's. The inode lives on while it is open.
@@ -130,19 +141,31 @@ pub trait Tree: Send + Sync {
     /// and set-group-ID must go if it truncates.
     fn open(&self, ino: Ino, truncate: bool, kill_suid: bool) -> Result<u64, Error>;
     /// Creates a regular file and opens it.
-    fn create(&self, caller: Caller, parent: Ino, name: &[u8], mode: u32)
-    -> Result<(Attr, u64), Error>;
+    fn create(
+        &self,
+        caller: Caller,
+        parent: Ino,
+        name: &[u8],
+        mode: u32,
+    ) -> Result<(Attr, u64), Error>;
     /// Creates an open file without a name (`O_TMPFILE`).
     fn tmpfile(&self, caller: Caller, parent: Ino, mode: u32) -> Result<(Attr, u64), Error>;
     /// Closes a handle.
     fn release(&self, ino: Ino, handle: u64);
     /// Reads up to `length` bytes into `buffer` (cleared first); short only at the end of the file.
-    fn read(&self, ino: Ino, offset: u64, length: usize, buffer: &mut Vec<u8>) -> Result<(), Error>;
+    fn read(&self, ino: Ino, offset: u64, length: usize, buffer: &mut Vec<u8>)
+    -> Result<(), Error>;
     /// Writes all of `data`. `kill_suid`: clear set-user-ID and set-group-ID.
     fn write(&self, ino: Ino, offset: u64, data: &[u8], kill_suid: bool) -> Result<(), Error>;
     /// Copies a range between files of this filesystem; returns the bytes copied.
-    fn copy_range(&self, from: Ino, from_offset: u64, to: Ino, to_offset: u64, length: u64)
-    -> Result<u64, Error>;
+    fn copy_range(
+        &self,
+        from: Ino,
+        from_offset: u64,
+        to: Ino,
+        to_offset: u64,
+        length: u64,
+    ) -> Result<u64, Error>;
     /// Reports, once per handle, that something written through it was lost.
     fn flush(&self, ino: Ino, handle: u64) -> Result<(), Error>;
     /// Returns when everything about `ino` is durable.
@@ -167,8 +190,14 @@ pub trait Tree: Send + Sync {
     /// Value of an extended attribute.
     fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>, Error>;
     /// Sets an extended attribute; `create` and `replace` are `XATTR_CREATE` and `XATTR_REPLACE`.
-    fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], create: bool, replace: bool)
-    -> Result<(), Error>;
+    fn setxattr(
+        &self,
+        ino: Ino,
+        name: &[u8],
+        value: &[u8],
+        create: bool,
+        replace: bool,
+    ) -> Result<(), Error>;
     /// Names, each followed by a NUL byte.
     fn listxattr(&self, ino: Ino) -> Result<Vec<u8>, Error>;
     /// Removes an extended attribute.

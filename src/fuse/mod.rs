@@ -79,8 +79,7 @@ struct Shared {
 
 impl Adapter {
     fn new(tree: Arc<dyn Tree>, writeback: Arc<OnceLock<Writeback>>) -> Self {
-        let shared =
-            Shared { tree, lookups: Counts::new(), writers: Counts::new(), writeback };
+        let shared = Shared { tree, lookups: Counts::new(), writers: Counts::new(), writeback };
         Self { shared: Arc::new(shared), workers: Workers::new() }
     }
 

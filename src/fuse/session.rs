@@ -117,7 +117,7 @@ pub enum MountError {
 
 /// A mount whose requests wait for [`Session::run`].
 pub struct Session {
-    inner: fuser::Session<Adapter>,
+    pub(super) inner: fuser::Session<Adapter>,
     mountpoint: PathBuf,
 }
 
@@ -146,11 +146,8 @@ impl Session {
             tune(entry);
         }
         let device = table.and_then(|entry| device_number(&entry.device)).unwrap_or(0);
-        let way = Writeback {
-            notifier: inner.notifier(),
-            mountpoint: mountpoint.to_owned(),
-            device,
-        };
+        let way =
+            Writeback { notifier: inner.notifier(), mountpoint: mountpoint.to_owned(), device };
         let _ = writeback.set(way);
         Ok(Self { inner, mountpoint: mountpoint.to_owned() })
     }
@@ -187,8 +184,7 @@ fn mount_directly(mountpoint: &Path, options: &Options) -> Result<Option<OwnedFd
         .custom_flags(libc::O_CLOEXEC)
         .open("/dev/fuse")
         .map_err(MountError::Device)?;
-    let failed =
-        |source| MountError::Mount { mountpoint: mountpoint.to_owned(), source };
+    let failed = |source| MountError::Mount { mountpoint: mountpoint.to_owned(), source };
     let mode = std::fs::metadata(mountpoint).map_err(failed)?.mode();
     let mut data = format!(
         "fd={},rootmode={mode:o},user_id={},group_id={},default_permissions",

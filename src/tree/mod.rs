@@ -51,7 +51,11 @@ pub enum Error {
 /// Where nodes are read from.
 pub trait NodeSource {
     /// Returns the authenticated, decoded node at `pointer`, from a cache or from disk.
-    fn read(&self, pointer: &NodePointer, level: u8) -> Result<Arc<crate::format::node::Node>, Error>;
+    fn read(
+        &self,
+        pointer: &NodePointer,
+        level: u8,
+    ) -> Result<Arc<crate::format::node::Node>, Error>;
 }
 
 /// Where [`apply`] writes nodes to.
