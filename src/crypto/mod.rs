@@ -1,7 +1,7 @@
 //! Primitives with our parameters fixed, and secrets. No I/O, no policy, no byte layouts.
 //!
-//! Two backends seal pages: `aws` (aws-lc, the default where the processor has AES instructions)
-//! and `portable` (RustCrypto), which is also the oracle that tests compare with.
+//! Two backends seal pages: `aws` (aws-lc, the default: the fastest, and in constant time also where
+//! the processor has no AES instructions) and `portable` (RustCrypto), the oracle of the tests.
 
 pub mod kdf;
 pub mod page;
@@ -10,4 +10,5 @@ pub mod secret;
 pub mod wrap;
 
 pub use page::{Cipher, Nonce, PageKey, Tag, Tampered};
+pub use random::NonceSequence;
 pub use secret::Secret;

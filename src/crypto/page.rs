@@ -1,6 +1,14 @@
 //! Sealing and opening 4 KiB pages.
 
+use aes::Aes256;
+use aes_gcm::Aes256Gcm;
+use aes_gcm::aead::inout::InOutBuf;
+use aes_gcm::aead::{AeadInOut, KeyInit};
+use xts_mode::Xts128;
+
 use super::secret::Secret;
+use crate::sys::gcm::GcmKey;
+use crate::sys::xts::XtsKey;
 
 /// How page contents are sealed. Metadata is always `aes-256-gcm`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,24 +56,94 @@ impl Cipher {
     }
 }
 
+impl Nonce {
+    /// The nonce `count` after this one in a run of
+    /// [`NonceSequence::next_run`](super::random::NonceSequence::next_run): the counter, the last
+    /// two bytes (little-endian), moves on. It wraps, but a run never does.
+    pub fn offset(self, count: u16) -> Self {
+        let [.., low, high] = self.0;
+        let counter = u16::from_le_bytes([low, high]).wrapping_add(count);
+        let mut nonce = self.0;
+        nonce[10..].copy_from_slice(&counter.to_le_bytes());
+        Self(nonce)
+    }
+
+    /// The XTS tweak: the nonce, zero-extended.
+    fn tweak(self) -> [u8; 16] {
+        let mut tweak = [0; 16];
+        tweak[..12].copy_from_slice(&self.0);
+        tweak
+    }
+}
+
 /// A key set up for sealing and opening pages (or tree nodes). Safe to share between threads.
-pub struct PageKey;
+///
+/// Key schedules are wiped when it is dropped.
+pub struct PageKey(Backend);
+
+enum Backend {
+    AwsGcm(GcmKey),
+    AwsXts(XtsKey),
+    PortableGcm(Box<Aes256Gcm>),
+    PortableXts(Box<Xts128<Aes256>>),
+}
 
 impl PageKey {
-    /// Sets up `key` (of [`Cipher::key_bytes`] bytes) on the default backend.
+    /// Sets up `key` (of [`Cipher::key_bytes`] bytes) on the default backend, aws-lc. It has
+    /// code for processors without AES instructions too, in constant time.
+    ///
+    /// # Panics
+    /// If the key has another length, or the halves of an XTS key are equal, which those of a
+    /// random one are not (NIST SP 800-38E, FIPS 140-3 IG C.I).
     pub fn new(cipher: Cipher, key: &Secret) -> Self {
-        let _ = (cipher, key);
-        todo!()
+        Self(match cipher {
+            Cipher::Aes256Gcm => Backend::AwsGcm(GcmKey::new(key_array(key))),
+            Cipher::Aes256Xts => Backend::AwsXts(XtsKey::new(key_array(key))),
+        })
+    }
+
+    /// As [`PageKey::new`], on the portable backend: the oracle of the tests.
+    ///
+    /// # Panics
+    /// As [`PageKey::new`].
+    pub fn new_portable(cipher: Cipher, key: &Secret) -> Self {
+        let length = "the key has the cipher's length";
+        Self(match cipher {
+            Cipher::Aes256Gcm => {
+                let key: &[u8; 32] = key_array(key);
+                Backend::PortableGcm(Box::new(Aes256Gcm::new_from_slice(key).expect(length)))
+            }
+            Cipher::Aes256Xts => {
+                let (data_key, tweak_key) = key_array::<64>(key).split_at(32);
+                Backend::PortableXts(Box::new(Xts128::new(
+                    Aes256::new_from_slice(data_key).expect(length),
+                    Aes256::new_from_slice(tweak_key).expect(length),
+                )))
+            }
+        })
     }
 
     /// `seal[key, nonce](aad, plaintext) -> sealed, tag`. `plaintext` and `sealed` have the same
     /// length, a multiple of 16 bytes up to 64 KiB. XTS ignores `aad` and returns a zero tag.
     pub fn seal(&self, nonce: Nonce, aad: &[u8], plaintext: &[u8], sealed: &mut [u8]) -> Tag {
-        let _ = (nonce, aad, plaintext, sealed);
-        todo!()
+        match &self.0 {
+            Backend::AwsGcm(key) => return Tag(key.seal(&nonce.0, aad, plaintext, sealed)),
+            Backend::AwsXts(key) => key.seal(&nonce.tweak(), plaintext, sealed),
+            Backend::PortableGcm(key) => {
+                let buffer = InOutBuf::new(plaintext, sealed).expect("sealing keeps the length");
+                let tag = key.encrypt_inout_detached(&nonce.0.into(), aad, buffer);
+                return Tag(tag.expect("a page is far below 2^36 bytes").into());
+            }
+            Backend::PortableXts(key) => {
+                sealed.copy_from_slice(plaintext);
+                key.encrypt_sector(sealed, nonce.tweak().into());
+            }
+        }
+        Tag([0; 16])
     }
 
-    /// `open[key, nonce](aad, sealed, tag) -> plaintext`.
+    /// `open[key, nonce](aad, sealed, tag) -> plaintext`. XTS ignores `aad` and `tag`: it has no
+    /// authenticity, and opening always succeeds.
     ///
     /// # Errors
     /// [`Tampered`]; `plaintext` then holds zeros, never unauthenticated bytes.
@@ -77,7 +155,33 @@ impl PageKey {
         sealed: &[u8],
         plaintext: &mut [u8],
     ) -> Result<(), Tampered> {
-        let _ = (nonce, aad, tag, sealed, plaintext);
-        todo!()
+        match &self.0 {
+            Backend::AwsGcm(key) => {
+                let authentic = key.open(&nonce.0, aad, &tag.0, sealed, plaintext);
+                return if authentic { Ok(()) } else { Err(Tampered) };
+            }
+            Backend::AwsXts(key) => key.open(&nonce.tweak(), sealed, plaintext),
+            Backend::PortableGcm(key) => {
+                let buffer = InOutBuf::new(sealed, &mut *plaintext).expect("opening keeps length");
+                let result =
+                    key.decrypt_inout_detached(&nonce.0.into(), aad, buffer, &tag.0.into());
+                return result.map_err(|_| {
+                    plaintext.fill(0);
+                    Tampered
+                });
+            }
+            Backend::PortableXts(key) => {
+                plaintext.copy_from_slice(sealed);
+                key.decrypt_sector(plaintext, nonce.tweak().into());
+            }
+        }
+        Ok(())
     }
+}
+
+/// The key as an array; an XTS key only if its halves differ.
+fn key_array<const N: usize>(key: &Secret) -> &[u8; N] {
+    let bytes: &[u8; N] = key.expose().try_into().expect("the key has the cipher's length");
+    assert!(N != 64 || bytes[..N / 2] != bytes[N / 2..], "an XTS key has two different halves");
+    bytes
 }

@@ -1,5 +1,10 @@
 //! The only `unsafe`: system calls and foreign functions, each behind a safe function.
 
+#![expect(unsafe_code, reason = "system calls and foreign functions live here and nowhere else")]
+
 pub mod file_handle;
+pub mod gcm;
+pub mod memory;
 pub mod mount;
 pub mod process;
+pub mod xts;

@@ -1,0 +1,556 @@
+//! Key slots, and the keys below them.
+//!
+//! ```text
+//! KEK          in a provider
+//!  └─ VK       per epoch, wrapped by the KEK of each slot
+//!      ├─ MK   per epoch, wrapped under KDF(VK, "atrest mk wrap v1", volume || epoch)
+//!      └─ DEK  per chunk, wrapped under KDF(VK, "atrest dek wrap v1", volume || epoch || ino || chunk)
+//! ```
+//!
+//! What a key is for is in the derivation of the key that wraps it, so a wrapped key that is moved
+//! elsewhere does not unwrap there. Integers in derivations are big-endian.
+//!
+//! Every change returns a new [`Config`]; it counts once the caller has made its bytes durable.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::{KekError, KekErrorKind, KekProvider, ProviderOptions, provider_from_uri};
+use crate::crypto::{Cipher, Secret, Tampered, kdf, random, wrap};
+use crate::format::VolumeId;
+use crate::format::config::{
+    Config, ConfigData, ConfigError, KekReference, KeySlot, SLOTS_MAX, UnverifiedConfig,
+};
+
+const CONFIG_MAC: &str = "atrest config mac v1";
+const MK_WRAP: &str = "atrest mk wrap v1";
+const DEK_WRAP: &str = "atrest dek wrap v1";
+const PIN: &str = "atrest pin v1";
+/// Length of volume keys and metadata keys, in bytes.
+const KEY_BYTES: usize = 32;
+
+/// Why keys could not be had or changed.
+#[derive(Debug)]
+pub enum KeyError {
+    /// The configuration is refused.
+    Config(ConfigError),
+    /// The volume's cipher is none that this program knows.
+    UnknownCipher(String),
+    /// No slot opened the volume: each, with the reason, in the order they were tried.
+    NoSlot(Vec<SlotFailure>),
+    /// There is no slot of that number.
+    NoSuchSlot(u32),
+    /// The last slot is not removed: nothing could open the volume again.
+    LastSlot(u32),
+    /// There are as many slots as can be.
+    SlotsFull,
+    /// A provider failed.
+    Kek(KekError),
+}
+
+/// A slot that did not open the volume, and why.
+#[derive(Debug)]
+pub struct SlotFailure {
+    /// Number of the slot.
+    pub slot: u32,
+    /// Why.
+    pub error: KekError,
+}
+
+/// A slot, and whether it opens the volume.
+#[derive(Debug)]
+pub struct SlotReport {
+    /// Number of the slot.
+    pub slot: u32,
+    /// URI of its provider.
+    pub provider: String,
+    /// Whether every epoch unwraps to the volume's key.
+    pub result: Result<(), KekError>,
+}
+
+/// What [`VolumeKeys::open`] returns.
+pub struct Opened {
+    /// The configuration, verified.
+    pub config: Config,
+    /// The keys.
+    pub keys: VolumeKeys,
+    /// Number of the slot that opened the volume.
+    pub slot: u32,
+    /// Its provider, for re-checks.
+    pub provider: Arc<dyn KekProvider>,
+    /// Slots before it that did not, for the log and the audit.
+    pub failures: Vec<SlotFailure>,
+}
+
+/// What [`VolumeKeys::recheck`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recheck {
+    /// The slot is wrapped under the newest version of its KEK.
+    Current,
+    /// The KEK has a newer version: [`VolumeKeys::rotate_slot`] before the old one goes.
+    Outdated,
+}
+
+/// The keys of an open volume: every live epoch of the volume key, with its metadata key.
+///
+/// Wiped when dropped. Neither `Clone` nor `Debug`.
+pub struct VolumeKeys {
+    volume_id: VolumeId,
+    cipher: Cipher,
+    /// Ascending by number; the last is the current one. Shared with the keys of the next
+    /// configuration while a rotation makes it.
+    epochs: Vec<Arc<EpochKeys>>,
+}
+
+struct EpochKeys {
+    epoch: u32,
+    volume_key: Secret,
+    metadata_key: Secret,
+}
+
+impl EpochKeys {
+    fn draw(epoch: u32) -> Arc<Self> {
+        let [volume_key, metadata_key] = [(); 2].map(|()| random::secret(KEY_BYTES));
+        Arc::new(Self { epoch, volume_key, metadata_key })
+    }
+}
+
+impl VolumeKeys {
+    /// Draws the keys of a new volume, with one slot that `provider` wraps.
+    ///
+    /// # Errors
+    /// [`KeyError::Kek`] of the provider; [`KeyError::Config`] if what it says is out of bounds.
+    pub fn create(
+        volume_id: VolumeId,
+        cipher: Cipher,
+        provider: &dyn KekProvider,
+    ) -> Result<(Config, Self), KeyError> {
+        let keys = Self { volume_id, cipher, epochs: vec![EpochKeys::draw(1)] };
+        let slots = vec![keys.wrap_slot(1, provider)?];
+        let epochs = keys.wrapped_metadata_keys();
+        let cipher = cipher.name().to_owned();
+        let config = keys.seal(ConfigData { volume_id, cipher, generation: 1, epochs, slots })?;
+        Ok((config, keys))
+    }
+
+    /// Opens a volume by the first slot that does, in order, or by `options.slot` only.
+    ///
+    /// # Errors
+    /// [`KeyError::Config`] if the bytes are refused, or the MAC of any live epoch does not verify;
+    /// [`KeyError::NoSlot`] with what each slot said.
+    pub fn open(bytes: &[u8], options: &ProviderOptions) -> Result<Opened, KeyError> {
+        let unverified = UnverifiedConfig::decode(bytes)?;
+        let claims = unverified.claims();
+        let cipher = Cipher::from_name(&claims.cipher)
+            .ok_or_else(|| KeyError::UnknownCipher(claims.cipher.clone()))?;
+        if let Some(id) = options.slot.filter(|id| claims.slots.iter().all(|s| s.id != *id)) {
+            return Err(KeyError::NoSuchSlot(id));
+        }
+        let chosen = |slot: &&KeySlot| options.slot.is_none_or(|id| slot.id == id);
+        let mut failures = Vec::new();
+        let mut found = None;
+        for slot in claims.slots.iter().filter(chosen) {
+            match unwrap_slot(slot, options) {
+                Ok((provider, volume_keys)) => {
+                    found = Some((slot.id, provider, volume_keys));
+                    break;
+                }
+                Err(error) => failures.push(SlotFailure { slot: slot.id, error }),
+            }
+        }
+        let Some((slot, provider, volume_keys)) = found else {
+            return Err(KeyError::NoSlot(failures));
+        };
+        let volume_id = claims.volume_id;
+        let config = unverified.verify(|epoch, covered, mac| {
+            let key = volume_keys.iter().find(|(number, _)| *number == epoch);
+            key.is_some_and(|(_, key)| kdf::mac_verify(&mac_key(key, volume_id), covered, mac))
+        })?;
+        let keys = Self::unwrap_metadata_keys(&config, cipher, volume_keys)?;
+        Ok(Opened { config, keys, slot, provider, failures })
+    }
+
+    /// The volume.
+    pub fn volume_id(&self) -> VolumeId {
+        self.volume_id
+    }
+
+    /// The cipher of file contents.
+    pub fn cipher(&self) -> Cipher {
+        self.cipher
+    }
+
+    /// The newest epoch, which wraps and seals what is new.
+    pub fn current_epoch(&self) -> u32 {
+        self.current().epoch
+    }
+
+    /// Numbers of the live epochs, ascending.
+    pub fn epochs(&self) -> impl Iterator<Item = u32> {
+        self.epochs.iter().map(|keys| keys.epoch)
+    }
+
+    /// The metadata key of a live epoch.
+    pub fn metadata_key(&self, epoch: u32) -> Option<&Secret> {
+        self.epoch(epoch).map(|keys| &keys.metadata_key)
+    }
+
+    /// Wraps the DEK of a chunk under the current epoch, which is returned with it: 8 bytes more
+    /// than the DEK has.
+    pub fn wrap_dek(&self, ino: u64, chunk: u64, dek: &Secret) -> (u32, Vec<u8>) {
+        let keys = self.current();
+        (keys.epoch, wrap::wrap(&self.dek_wrapping_key(keys, ino, chunk), dek))
+    }
+
+    /// Unwraps what [`VolumeKeys::wrap_dek`] wrapped for the same chunk.
+    ///
+    /// # Errors
+    /// [`Tampered`] if it was wrapped for another chunk, volume or epoch, or changed, or if the
+    /// epoch is not live.
+    pub fn unwrap_dek(
+        &self,
+        epoch: u32,
+        ino: u64,
+        chunk: u64,
+        wrapped: &[u8],
+    ) -> Result<Secret, Tampered> {
+        let keys = self.epoch(epoch).ok_or(Tampered)?;
+        let dek = wrap::unwrap(&self.dek_wrapping_key(keys, ino, chunk), wrapped)?;
+        if dek.len() == self.cipher.key_bytes() { Ok(dek) } else { Err(Tampered) }
+    }
+
+    /// `KDF(VK, "atrest pin v1")` of the current epoch, for [`super::pin`].
+    pub fn pin(&self) -> [u8; 32] {
+        pin(self.current())
+    }
+
+    /// The pins of all live epochs: a host that saw the volume before a rotation knows an older.
+    pub fn pins(&self) -> Vec<[u8; 32]> {
+        self.epochs.iter().map(|keys| pin(keys)).collect()
+    }
+
+    /// Adds a slot that `provider` wraps; its number is one more than the highest.
+    ///
+    /// # Errors
+    /// [`KeyError::SlotsFull`], or the provider's.
+    pub fn add_slot(
+        &self,
+        config: &Config,
+        provider: &dyn KekProvider,
+    ) -> Result<(Config, u32), KeyError> {
+        let mut data = self.next(config);
+        let highest = data.slots.last().map_or(0, |slot| slot.id);
+        let id = highest.checked_add(1).ok_or(KeyError::SlotsFull)?;
+        if data.slots.len() >= SLOTS_MAX {
+            return Err(KeyError::SlotsFull);
+        }
+        data.slots.push(self.wrap_slot(id, provider)?);
+        Ok((self.seal(data)?, id))
+    }
+
+    /// Removes a slot. Who has a copy of the old configuration and the KEK can still open the
+    /// volume: rotate the volume key to end that.
+    ///
+    /// # Errors
+    /// [`KeyError::NoSuchSlot`], [`KeyError::LastSlot`].
+    pub fn remove_slot(&self, config: &Config, id: u32) -> Result<Config, KeyError> {
+        let mut data = self.next(config);
+        let at = data.slots.iter().position(|slot| slot.id == id);
+        let at = at.ok_or(KeyError::NoSuchSlot(id))?;
+        if data.slots.len() == 1 {
+            return Err(KeyError::LastSlot(id));
+        }
+        data.slots.remove(at);
+        self.seal(data)
+    }
+
+    /// Wraps a slot again, under the newest version of `provider`'s KEK; the old version of the
+    /// KEK is not needed. With `new_version`, `provider` makes one first. A passphrase is changed
+    /// this way.
+    ///
+    /// # Errors
+    /// [`KeyError::NoSuchSlot`], or the provider's.
+    pub fn rotate_slot(
+        &self,
+        config: &Config,
+        id: u32,
+        provider: &dyn KekProvider,
+        new_version: bool,
+    ) -> Result<Config, KeyError> {
+        let mut data = self.next(config);
+        let slot = data.slots.iter_mut().find(|slot| slot.id == id);
+        let slot = slot.ok_or(KeyError::NoSuchSlot(id))?;
+        if new_version {
+            provider.create_version()?;
+        }
+        *slot = self.wrap_slot(id, provider)?;
+        self.seal(data)
+    }
+
+    /// Wraps every slot again whose KEK has versions and, with `new_version` or on its own account,
+    /// a newer one. Returns the new configuration, or `None` if no slot changed, and a report of
+    /// each slot: one that fails stays as it was and does not keep the others from rotating.
+    ///
+    /// # Errors
+    /// [`KeyError::Config`] if the result is out of bounds.
+    pub fn rotate_slots(
+        &self,
+        config: &Config,
+        options: &ProviderOptions,
+        new_version: bool,
+    ) -> Result<(Option<Config>, Vec<SlotReport>), KeyError> {
+        let mut data = self.next(config);
+        let (mut changed, mut reports) = (false, Vec::new());
+        for slot in &mut data.slots {
+            let result = self.rotate_if_outdated(slot, options, new_version).map(|newer| {
+                changed |= newer.is_some();
+                newer.into_iter().for_each(|newer| *slot = newer);
+            });
+            reports.push(SlotReport { slot: slot.id, provider: slot.provider.clone(), result });
+        }
+        let config = if changed { Some(self.seal(data)?) } else { None };
+        Ok((config, reports))
+    }
+
+    /// Tries every slot: whether its KEK unwraps each epoch to this volume's key.
+    pub fn verify(&self, config: &Config, options: &ProviderOptions) -> Vec<SlotReport> {
+        let reports = config.data().slots.iter().map(|slot| {
+            let result = unwrap_slot(slot, options).and_then(|(provider, volume_keys)| {
+                let is_own = |(epoch, key): &(u32, Secret)| {
+                    self.epoch(*epoch).is_some_and(|keys| keys.volume_key.is_same(key))
+                };
+                match volume_keys.iter().all(is_own) {
+                    true => Ok(()),
+                    false => Err(integrity(&*provider, &slot.kek)),
+                }
+            });
+            SlotReport { slot: slot.id, provider: slot.provider.clone(), result }
+        });
+        reports.collect()
+    }
+
+    /// Asks the KEK of `slot` for a real unwrap of the current epoch, as the lease does: reading
+    /// the key's attributes would miss a lost permission, and wrapping works on a disabled key.
+    ///
+    /// # Errors
+    /// [`KeyError::NoSuchSlot`]; [`KeyError::Kek`], whose [`KekError::is_definitive`] tells
+    /// revocation from outage.
+    pub fn recheck(
+        &self,
+        config: &Config,
+        slot: u32,
+        provider: &dyn KekProvider,
+    ) -> Result<Recheck, KeyError> {
+        let slot = config.slot(slot).ok_or(KeyError::NoSuchSlot(slot))?;
+        let current = self.current();
+        let wrapped = slot.wrapped.iter().find(|(epoch, _)| *epoch == current.epoch);
+        let (_, wrapped) = wrapped.ok_or_else(|| integrity(provider, &slot.kek))?;
+        if !provider.unwrap(&slot.kek, wrapped)?.is_same(&current.volume_key) {
+            return Err(integrity(provider, &slot.kek).into());
+        }
+        match provider.latest_version()? {
+            Some(version) if version != slot.kek.key_version => Ok(Recheck::Outdated),
+            _ => Ok(Recheck::Current),
+        }
+    }
+
+    /// Draws a new volume key and metadata key, current from then on, and wraps all epochs for
+    /// every slot, asking each provider. Returns the keys that go with the new configuration.
+    ///
+    /// # Errors
+    /// Those of the first slot whose provider fails; nothing has changed then.
+    pub fn add_epoch(
+        &self,
+        config: &Config,
+        options: &ProviderOptions,
+    ) -> Result<(Config, Self), KeyError> {
+        let mut epochs = self.epochs.clone();
+        epochs.push(EpochKeys::draw(self.current_epoch() + 1));
+        let keys = Self { volume_id: self.volume_id, cipher: self.cipher, epochs };
+        let mut data = keys.next(config);
+        data.epochs = keys.wrapped_metadata_keys();
+        for slot in &mut data.slots {
+            *slot = keys.wrap_slot(slot.id, &*provider_from_uri(&slot.provider, options)?)?;
+        }
+        Ok((keys.seal(data)?, keys))
+    }
+
+    fn unwrap_metadata_keys(
+        config: &Config,
+        cipher: Cipher,
+        volume_keys: Vec<(u32, Secret)>,
+    ) -> Result<Self, KeyError> {
+        let volume_id = config.data().volume_id;
+        let mut epochs = Vec::new();
+        for ((epoch, volume_key), (_, wrapped)) in
+            volume_keys.into_iter().zip(&config.data().epochs)
+        {
+            let wrapping_key = mk_wrapping_key(&volume_key, volume_id, epoch);
+            let metadata_key = wrap::unwrap(&wrapping_key, wrapped)
+                .map_err(|Tampered| ConfigError::MacMismatch(epoch))?;
+            epochs.push(Arc::new(EpochKeys { epoch, volume_key, metadata_key }));
+        }
+        Ok(Self { volume_id, cipher, epochs })
+    }
+
+    fn wrapped_metadata_keys(&self) -> Vec<(u32, Vec<u8>)> {
+        let wrap = |keys: &Arc<EpochKeys>| {
+            let wrapping_key = mk_wrapping_key(&keys.volume_key, self.volume_id, keys.epoch);
+            (keys.epoch, wrap::wrap(&wrapping_key, &keys.metadata_key))
+        };
+        self.epochs.iter().map(wrap).collect()
+    }
+
+    /// Wraps all epochs, and unwraps them again: a slot that does not open is worse than none.
+    fn wrap_slot(&self, id: u32, provider: &dyn KekProvider) -> Result<KeySlot, KeyError> {
+        let volume_keys: Vec<_> = self.epochs.iter().map(|keys| &keys.volume_key).collect();
+        let super::Wrapped { kek, blobs } = provider.wrap(&volume_keys)?;
+        for (volume_key, blob) in volume_keys.iter().zip(&blobs) {
+            if !provider.unwrap(&kek, blob)?.is_same(volume_key) {
+                return Err(integrity(provider, &kek).into());
+            }
+        }
+        let wrapped = self.epochs().zip(blobs).collect();
+        Ok(KeySlot { id, provider: provider.uri().to_owned(), kek, wrapped })
+    }
+
+    fn rotate_if_outdated(
+        &self,
+        slot: &KeySlot,
+        options: &ProviderOptions,
+        new_version: bool,
+    ) -> Result<Option<KeySlot>, KekError> {
+        let provider = provider_from_uri(&slot.provider, options)?;
+        let Some(latest) = provider.latest_version()? else { return Ok(None) };
+        if new_version {
+            provider.create_version()?;
+        } else if latest == slot.kek.key_version {
+            return Ok(None);
+        }
+        match self.wrap_slot(slot.id, &*provider) {
+            Ok(slot) => Ok(Some(slot)),
+            Err(KeyError::Kek(error)) => Err(error),
+            Err(_) => Err(integrity(&*provider, &slot.kek)),
+        }
+    }
+
+    /// A copy of what `config` says, to be changed into the next generation.
+    fn next(&self, config: &Config) -> ConfigData {
+        let mut data = config.data().clone();
+        data.generation = data.generation.saturating_add(1);
+        data
+    }
+
+    fn seal(&self, data: ConfigData) -> Result<Config, KeyError> {
+        let config = Config::new(data, |epoch, covered| {
+            let keys = self.epoch(epoch).expect("a configuration is made from its own keys");
+            kdf::mac(&mac_key(&keys.volume_key, self.volume_id), covered)
+        });
+        Ok(config?)
+    }
+
+    fn dek_wrapping_key(&self, keys: &EpochKeys, ino: u64, chunk: u64) -> Secret {
+        let mut context = [0; 36];
+        context[..16].copy_from_slice(&self.volume_id.0);
+        context[16..20].copy_from_slice(&keys.epoch.to_be_bytes());
+        context[20..28].copy_from_slice(&ino.to_be_bytes());
+        context[28..].copy_from_slice(&chunk.to_be_bytes());
+        kdf::derive(&keys.volume_key, DEK_WRAP, &context, KEY_BYTES)
+    }
+
+    fn epoch(&self, epoch: u32) -> Option<&EpochKeys> {
+        self.epochs.iter().rev().find(|keys| keys.epoch == epoch).map(|keys| &**keys)
+    }
+
+    fn current(&self) -> &EpochKeys {
+        self.epochs.last().expect("a volume has an epoch, which decoding checks")
+    }
+}
+
+impl fmt::Display for KeyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config(_) => f.write_str("the volume's configuration is refused"),
+            Self::UnknownCipher(name) => write!(f, "the volume's cipher is unknown: {name}"),
+            Self::NoSlot(failures) => {
+                f.write_str("no key slot opens the volume")?;
+                failures.iter().try_for_each(|SlotFailure { slot, error }| {
+                    write!(f, "\n  slot {slot}: {error}")
+                })
+            }
+            Self::NoSuchSlot(slot) => write!(f, "the volume has no key slot {slot}"),
+            Self::LastSlot(slot) => {
+                write!(f, "key slot {slot} is the last; without it nothing opens the volume")
+            }
+            Self::SlotsFull => write!(f, "the volume has {SLOTS_MAX} key slots, and not one more"),
+            Self::Kek(_) => f.write_str("the key-encryption key cannot be used"),
+        }
+    }
+}
+
+impl std::error::Error for KeyError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Config(error) => Some(error),
+            Self::Kek(error) => Some(error),
+            Self::UnknownCipher(_)
+            | Self::NoSlot(_)
+            | Self::NoSuchSlot(_)
+            | Self::LastSlot(_)
+            | Self::SlotsFull => None,
+        }
+    }
+}
+
+impl From<ConfigError> for KeyError {
+    fn from(error: ConfigError) -> Self {
+        Self::Config(error)
+    }
+}
+
+impl From<KekError> for KeyError {
+    fn from(error: KekError) -> Self {
+        Self::Kek(error)
+    }
+}
+
+/// The provider of `slot`, and the volume key of each epoch.
+type Unwrapped = (Arc<dyn KekProvider>, Vec<(u32, Secret)>);
+
+fn unwrap_slot(slot: &KeySlot, options: &ProviderOptions) -> Result<Unwrapped, KekError> {
+    let provider = provider_from_uri(&slot.provider, options)?;
+    if slot.kek.algorithm != provider.algorithm() {
+        let reason = "the slot's algorithm is not that of its provider".to_owned();
+        return Err(KekError::new(KekErrorKind::BadRequest { reason }, &slot.provider, ""));
+    }
+    let mut keys = Vec::new();
+    for (epoch, wrapped) in &slot.wrapped {
+        let key = provider.unwrap(&slot.kek, wrapped)?;
+        if key.len() != KEY_BYTES {
+            return Err(integrity(&*provider, &slot.kek));
+        }
+        keys.push((*epoch, key));
+    }
+    Ok((provider, keys))
+}
+
+fn mac_key(volume_key: &Secret, volume_id: VolumeId) -> Secret {
+    kdf::derive(volume_key, CONFIG_MAC, &volume_id.0, KEY_BYTES)
+}
+
+fn mk_wrapping_key(volume_key: &Secret, volume_id: VolumeId, epoch: u32) -> Secret {
+    let mut context = [0; 20];
+    context[..16].copy_from_slice(&volume_id.0);
+    context[16..].copy_from_slice(&epoch.to_be_bytes());
+    kdf::derive(volume_key, MK_WRAP, &context, KEY_BYTES)
+}
+
+fn pin(keys: &EpochKeys) -> [u8; 32] {
+    let pin = kdf::derive(&keys.volume_key, PIN, &[], 32);
+    pin.expose().try_into().expect("32 bytes were asked for")
+}
+
+fn integrity(provider: &dyn KekProvider, kek: &KekReference) -> KekError {
+    let key = format!("{}/{}", kek.key_id, kek.key_version);
+    KekError::new(KekErrorKind::Integrity, provider.uri(), &key)
+}
