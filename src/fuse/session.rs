@@ -117,7 +117,7 @@ pub enum MountError {
 
 /// A mount whose requests wait for [`Session::run`].
 pub struct Session {
-    inner: fuser::Session<Adapter>,
+    pub(super) inner: fuser::Session<Adapter>,
     mountpoint: PathBuf,
 }
 

@@ -1,1 +1,631 @@
+//! The adapter on a real mount, over a tree in memory. Each test mounts, makes system calls and
+//! compares what programs see with what the tree was asked. Without `/dev/fuse`, or the right to
+//! mount, they cannot run and say so.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+use nix::unistd::{Whence, lseek};
+use parking_lot::Mutex;
+
+use super::{Options, Session};
+use crate::fs::attr::TimeOrNow;
+use crate::fs::{
+    Allocate, Attr, Caller, DirEntry, Error, Ino, Kind, RenameFlags, Seek, SetAttr, StatFs, Time,
+    Tree,
+};
+use crate::sys::mount;
+
+const PAGE: u64 = 4096;
+
+/// A tree in memory, as far as the tests need it; what it does not know is refused.
+#[derive(Default)]
+struct MemoryTree {
+    nodes: Mutex<HashMap<Ino, Node>>,
+    next: AtomicU64,
+    calls: Mutex<BTreeMap<&'static str, u64>>,
+    forgotten: Mutex<BTreeSet<Ino>>,
+}
+
+struct Node {
+    attr: Attr,
+    bytes: Vec<u8>,
+    pages: BTreeSet<u64>,
+    entries: BTreeMap<Vec<u8>, Ino>,
+    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+impl MemoryTree {
+    fn new() -> Arc<Self> {
+        let tree = Self { next: AtomicU64::new(2), ..Self::default() };
+        tree.insert(1, libc::S_IFDIR | 0o755, Caller { uid: 0, gid: 0, umask: 0 });
+        Arc::new(tree)
+    }
+
+    fn insert(&self, ino: Ino, mode: u32, caller: Caller) -> Attr {
+        let kind = match mode & libc::S_IFMT {
+            libc::S_IFDIR => Kind::Directory,
+            libc::S_IFLNK => Kind::Symlink,
+            libc::S_IFIFO => Kind::Fifo,
+            _ => Kind::File,
+        };
+        let time = Time { seconds: 1_000_000, nanoseconds: 5 };
+        let attr = Attr {
+            ino,
+            kind,
+            permissions: (mode & !caller.umask & 0o7777) as u16,
+            links: 1,
+            uid: caller.uid,
+            gid: caller.gid,
+            rdev: 0,
+            size: 0,
+            blocks: 0,
+            atime: time,
+            mtime: time,
+            ctime: time,
+            btime: time,
+        };
+        let node = Node {
+            attr,
+            bytes: Vec::new(),
+            pages: BTreeSet::new(),
+            entries: BTreeMap::new(),
+            xattrs: BTreeMap::new(),
+        };
+        self.nodes.lock().insert(ino, node);
+        attr
+    }
+
+    fn add(&self, caller: Caller, parent: Ino, name: &[u8], mode: u32) -> Result<Attr, Error> {
+        let ino = self.next.fetch_add(1, Ordering::Relaxed);
+        let attr = self.insert(ino, mode, caller);
+        self.node(parent, |node| node.entries.insert(name.to_vec(), ino))?;
+        Ok(attr)
+    }
+
+    fn node<R>(&self, ino: Ino, f: impl FnOnce(&mut Node) -> R) -> Result<R, Error> {
+        self.nodes.lock().get_mut(&ino).map(f).ok_or(Error::Stale)
+    }
+
+    fn count(&self, call: &'static str) {
+        *self.calls.lock().entry(call).or_insert(0) += 1;
+    }
+
+    fn counted(&self, call: &'static str) -> u64 {
+        self.calls.lock().get(call).copied().unwrap_or(0)
+    }
+}
+
+impl Tree for MemoryTree {
+    fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr, Error> {
+        self.count("lookup");
+        assert_ne!(name, b"panic", "the defect that a test provokes");
+        let ino = self.node(parent, |node| node.entries.get(name).copied())?;
+        self.node(ino.ok_or(Error::NotFound)?, |node| node.attr)
+    }
+
+    fn forget(&self, ino: Ino) {
+        self.forgotten.lock().insert(ino);
+    }
+
+    fn getattr(&self, ino: Ino) -> Result<Attr, Error> {
+        self.node(ino, |node| node.attr)
+    }
+
+    fn setattr(&self, ino: Ino, change: &SetAttr) -> Result<Attr, Error> {
+        self.node(ino, |node| {
+            let attr = &mut node.attr;
+            if let Some(size) = change.size {
+                attr.size = size;
+                node.bytes.resize(size as usize, 0);
+                node.pages.retain(|page| page * PAGE < size);
+            }
+            attr.permissions = change.permissions.unwrap_or(attr.permissions);
+            attr.uid = change.uid.unwrap_or(attr.uid);
+            if change.kill_suid {
+                attr.permissions &= !0o6000;
+            }
+            if let Some(TimeOrNow::At(time)) = change.mtime {
+                attr.mtime = time;
+            }
+            if let Some(TimeOrNow::At(time)) = change.atime {
+                attr.atime = time;
+            }
+            *attr
+        })
+    }
+
+    fn readlink(&self, ino: Ino) -> Result<Vec<u8>, Error> {
+        self.count("readlink");
+        self.node(ino, |node| node.bytes.clone())
+    }
+
+    fn mknod(
+        &self,
+        caller: Caller,
+        parent: Ino,
+        name: &[u8],
+        mode: u32,
+        _: u32,
+    ) -> Result<Attr, Error> {
+        self.add(caller, parent, name, mode)
+    }
+
+    fn mkdir(&self, caller: Caller, parent: Ino, name: &[u8], mode: u32) -> Result<Attr, Error> {
+        self.add(caller, parent, name, libc::S_IFDIR | mode)
+    }
+
+    fn symlink(&self, caller: Caller, parent: Ino, name: &[u8], to: &[u8]) -> Result<Attr, Error> {
+        let attr = self.add(caller, parent, name, libc::S_IFLNK | 0o777)?;
+        self.node(attr.ino, |node| {
+            node.bytes = to.to_vec();
+            node.attr.size = to.len() as u64;
+            node.attr
+        })
+    }
+
+    fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr, Error> {
+        self.node(parent, |node| node.entries.insert(name.to_vec(), ino))?;
+        self.node(ino, |node| {
+            node.attr.links += 1;
+            node.attr
+        })
+    }
+
+    fn unlink(&self, parent: Ino, name: &[u8]) -> Result<(), Error> {
+        self.node(parent, |node| node.entries.remove(name))?.map(|_| ()).ok_or(Error::NotFound)
+    }
+
+    fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<(), Error> {
+        self.unlink(parent, name)
+    }
+
+    fn rename(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        new_parent: Ino,
+        new_name: &[u8],
+        flags: RenameFlags,
+    ) -> Result<(), Error> {
+        assert!(!flags.exchange && !flags.whiteout, "not used by the tests");
+        let ino = self.node(parent, |node| node.entries.get(name).copied())?;
+        let ino = ino.ok_or(Error::NotFound)?;
+        let taken = self.node(new_parent, |node| node.entries.contains_key(new_name))?;
+        if flags.no_replace && taken {
+            return Err(Error::Exists);
+        }
+        self.unlink(parent, name)?;
+        self.node(new_parent, |node| node.entries.insert(new_name.to_vec(), ino)).map(|_| ())
+    }
+
+    fn open(&self, ino: Ino, truncate: bool, kill_suid: bool) -> Result<u64, Error> {
+        if truncate {
+            let change = SetAttr { size: Some(0), kill_suid, ..SetAttr::default() };
+            self.setattr(ino, &change)?;
+        }
+        Ok(ino + 1000)
+    }
+
+    fn create(
+        &self,
+        caller: Caller,
+        parent: Ino,
+        name: &[u8],
+        mode: u32,
+    ) -> Result<(Attr, u64), Error> {
+        let attr = self.add(caller, parent, name, libc::S_IFREG | mode)?;
+        Ok((attr, attr.ino + 1000))
+    }
+
+    fn tmpfile(&self, _: Caller, _: Ino, _: u32) -> Result<(Attr, u64), Error> {
+        Err(Error::NotSupported)
+    }
+
+    fn release(&self, ino: Ino, handle: u64) {
+        assert_eq!(handle, ino + 1000);
+        self.count("release");
+    }
+
+    fn read(&self, ino: Ino, offset: u64, length: usize, out: &mut Vec<u8>) -> Result<(), Error> {
+        self.count("read");
+        out.clear();
+        self.node(ino, |node| {
+            let rest = node.bytes.get(offset as usize..).unwrap_or(&[]);
+            out.extend_from_slice(&rest[..length.min(rest.len())]);
+        })
+    }
+
+    fn write(&self, ino: Ino, offset: u64, data: &[u8], kill_suid: bool) -> Result<(), Error> {
+        self.node(ino, |node| {
+            let end = offset as usize + data.len();
+            let length = node.bytes.len().max(end);
+            node.bytes.resize(length, 0);
+            node.bytes[offset as usize..end].copy_from_slice(data);
+            node.pages.extend(offset / PAGE..(end as u64).div_ceil(PAGE));
+            node.attr.size = node.bytes.len() as u64;
+            if kill_suid {
+                node.attr.permissions &= !0o6000;
+            }
+        })
+    }
+
+    fn copy_range(&self, from: Ino, at: u64, to: Ino, to_at: u64, n: u64) -> Result<u64, Error> {
+        self.count("copy_range");
+        let mut bytes = Vec::new();
+        self.read(from, at, n as usize, &mut bytes)?;
+        self.write(to, to_at, &bytes, false)?;
+        Ok(bytes.len() as u64)
+    }
+
+    fn flush(&self, _: Ino, _: u64) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn fsync(&self, _: Ino, _: u64, data_only: bool) -> Result<(), Error> {
+        self.count(if data_only { "fdatasync" } else { "fsync" });
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn readdir(
+        &self,
+        ino: Ino,
+        cookie: u64,
+        with_attr: bool,
+        visit: &mut dyn FnMut(&DirEntry) -> bool,
+    ) -> Result<(), Error> {
+        self.count("readdir");
+        let mut list = vec![(b".".to_vec(), ino), (b"..".to_vec(), 1)];
+        list.extend(self.node(ino, |node| node.entries.clone())?);
+        for (at, (name, ino)) in list.iter().enumerate().skip(cookie as usize) {
+            let attr = self.getattr(*ino)?;
+            let attr_shown = (with_attr && at >= 2).then_some(attr);
+            let cookie = at as u64 + 1;
+            if !visit(&DirEntry { ino: *ino, kind: attr.kind, name, cookie, attr: attr_shown }) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn fallocate(&self, ino: Ino, offset: u64, length: u64, what: Allocate) -> Result<(), Error> {
+        assert_eq!(what, Allocate::Punch, "not used by the tests");
+        self.node(ino, |node| {
+            node.bytes[offset as usize..(offset + length) as usize].fill(0);
+            node.pages.retain(|page| !(offset..offset + length).contains(&(page * PAGE)));
+        })
+    }
+
+    fn seek(&self, ino: Ino, offset: u64, what: Seek) -> Result<u64, Error> {
+        self.count("seek");
+        self.node(ino, |node| {
+            let size = node.attr.size;
+            let wanted = what == Seek::Data;
+            let mut pages = offset / PAGE..size.div_ceil(PAGE);
+            let page = pages.find(|page| node.pages.contains(page) == wanted);
+            match page {
+                Some(page) => Ok((page * PAGE).max(offset)),
+                None if what == Seek::Hole && offset < size => Ok(size),
+                None => Err(Error::NoSuchOffset),
+            }
+        })?
+    }
+
+    fn statfs(&self) -> Result<StatFs, Error> {
+        Ok(StatFs { blocks: 100, blocks_free: 60, blocks_available: 50, files: 9, files_free: 3 })
+    }
+
+    fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>, Error> {
+        self.node(ino, |node| node.xattrs.get(name).cloned())?.ok_or(Error::NoAttribute)
+    }
+
+    fn setxattr(
+        &self,
+        ino: Ino,
+        name: &[u8],
+        value: &[u8],
+        create: bool,
+        _: bool,
+    ) -> Result<(), Error> {
+        self.node(ino, |node| {
+            if create && node.xattrs.contains_key(name) {
+                return Err(Error::Exists);
+            }
+            node.xattrs.insert(name.to_vec(), value.to_vec());
+            Ok(())
+        })?
+    }
+
+    fn listxattr(&self, ino: Ino) -> Result<Vec<u8>, Error> {
+        self.node(ino, |node| {
+            node.xattrs.keys().flat_map(|n| [n.as_slice(), b"\0"].concat()).collect()
+        })
+    }
+
+    fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<(), Error> {
+        self.node(ino, |node| node.xattrs.remove(name))?.map(|_| ()).ok_or(Error::NoAttribute)
+    }
+}
+
+/// A mount that goes away with its guard.
+struct Mounted {
+    tree: Arc<MemoryTree>,
+    directory: tempfile::TempDir,
+    loops: Option<JoinHandle<()>>,
+}
+
+impl Mounted {
+    /// `None`, with a word about it, where tests may not mount.
+    fn new() -> Option<Self> {
+        if !Path::new("/dev/fuse").exists() {
+            eprintln!("skipped: there is no /dev/fuse");
+            return None;
+        }
+        let tree = MemoryTree::new();
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let options = Options::new(PathBuf::from("/in/memory"));
+        let session = match Session::mount(tree.clone(), directory.path(), &options) {
+            Ok(session) => session,
+            Err(error) => {
+                eprintln!("skipped: {error}: {:?}", std::error::Error::source(&error));
+                return None;
+            }
+        };
+        let loops = std::thread::spawn(move || session.run().expect("event loops end well"));
+        Some(Self { tree, directory, loops: Some(loops) })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn unmount(&mut self) {
+        if let Some(loops) = self.loops.take() {
+            mount::unmount(self.directory.path(), true).expect("unmounts");
+            loops.join().expect("event loops do not panic");
+        }
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        self.unmount();
+    }
+}
+
+/// The mount table shows type and source; names, contents, links and listings make the round trip.
+#[test]
+fn files_directories_and_links() {
+    let Some(mounted) = Mounted::new() else { return };
+    let entry = mount::mount_at(mounted.directory.path()).unwrap().unwrap();
+    assert_eq!(
+        (entry.kind.as_str(), entry.source.as_path()),
+        (mount::TYPE, Path::new("/in/memory"))
+    );
+
+    fs::create_dir(mounted.path("d")).unwrap();
+    fs::write(mounted.path("d/f"), b"hello").unwrap();
+    std::os::unix::fs::symlink("f", mounted.path("d/s")).unwrap();
+    fs::hard_link(mounted.path("d/f"), mounted.path("d/h")).unwrap();
+    assert_eq!(fs::read(mounted.path("d/s")).unwrap(), b"hello");
+    assert_eq!(fs::metadata(mounted.path("d/h")).unwrap().nlink(), 2);
+    fs::rename(mounted.path("d/h"), mounted.path("d/i")).unwrap();
+
+    let mut names: Vec<_> = fs::read_dir(mounted.path("d"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["f", "i", "s"]);
+    fs::remove_file(mounted.path("d/i")).unwrap();
+    assert!(!mounted.path("d/i").exists());
+}
+
+/// Listings longer than one reply are complete, without doubles, with and without attributes.
+#[test]
+fn long_listings() {
+    let Some(mounted) = Mounted::new() else { return };
+    let caller = Caller { uid: 0, gid: 0, umask: 0 };
+    for number in 0..3000 {
+        mounted.tree.add(caller, 1, format!("file{number:04}").as_bytes(), 0o100_644).unwrap();
+    }
+    for _ in 0..2 {
+        let names: BTreeSet<_> = fs::read_dir(mounted.directory.path())
+            .unwrap()
+            .map(|entry| {
+                let entry = entry.unwrap();
+                assert_eq!(entry.metadata().unwrap().mode() & 0o777, 0o644);
+                entry.file_name()
+            })
+            .collect();
+        assert_eq!(names.len(), 3000);
+    }
+    let asked = mounted.tree.counted("readdir");
+    assert_eq!(fs::read_dir(mounted.directory.path()).unwrap().count(), 3000);
+    assert_eq!(mounted.tree.counted("readdir"), asked, "the listing was cached");
+}
+
+/// A name that was looked up in vain is not asked for again.
+#[test]
+fn absent_names_are_cached() {
+    let Some(mounted) = Mounted::new() else { return };
+    for _ in 0..5 {
+        assert!(!mounted.path("nothing").exists());
+    }
+    assert_eq!(mounted.tree.counted("lookup"), 1);
+    fs::write(mounted.path("nothing"), b"x").unwrap();
+    assert!(mounted.path("nothing").exists());
+}
+
+/// Data that is still dirty in the page cache is data to SEEK_DATA, and stays cached for root.
+#[test]
+fn seek_sees_dirty_pages() {
+    let Some(mounted) = Mounted::new() else { return };
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(mounted.path("sparse"))
+        .unwrap();
+    file.set_len(64 * PAGE).unwrap();
+    file.write_all_at(b"data", 16 * PAGE).unwrap();
+    assert_eq!(lseek(&file, 0, Whence::SeekData).unwrap() as u64, 16 * PAGE);
+    assert_eq!(lseek(&file, 16 * PAGE as i64, Whence::SeekHole).unwrap() as u64, 17 * PAGE);
+    file.write_all_at(b"more", 32 * PAGE).unwrap();
+    assert_eq!(lseek(&file, 17 * PAGE as i64, Whence::SeekData).unwrap() as u64, 32 * PAGE);
+    let error = lseek(&file, 33 * PAGE as i64, Whence::SeekData).unwrap_err();
+    assert_eq!(error, nix::errno::Errno::ENXIO);
+
+    if nix::unistd::geteuid().is_root() {
+        let reads = mounted.tree.counted("read");
+        let mut page = [0; 4];
+        file.read_exact_at(&mut page, 16 * PAGE).unwrap();
+        assert_eq!(&page, b"data");
+        assert_eq!(mounted.tree.counted("read"), reads, "the page was still cached");
+    }
+    file.seek(SeekFrom::Start(32 * PAGE)).unwrap();
+    let mut text = [0; 4];
+    file.read_exact(&mut text).unwrap();
+    assert_eq!(&text, b"more");
+}
+
+/// The road of unprivileged daemons: dirty pages are written back by notification too.
+#[test]
+fn notification_writes_back() {
+    let Some(mut mounted) = Mounted::new() else { return };
+    mounted.unmount();
+    let tree = mounted.tree.clone();
+    let options = Options::new(PathBuf::from("/in/memory"));
+    let session = Session::mount(tree.clone(), mounted.directory.path(), &options).unwrap();
+    let notifier = session.inner.notifier();
+    let loops = std::thread::spawn(move || session.run().unwrap());
+    mounted.loops = Some(loops);
+
+    let file = File::create(mounted.path("f")).unwrap();
+    file.write_all_at(&[7; 9000], 0).unwrap();
+    let ino = file.metadata().unwrap().ino();
+    assert!(tree.node(ino, |node| node.pages.is_empty()).unwrap(), "nothing is written yet");
+    // As `lseek` does while it waits: somebody holds the file open and dirty.
+    let way = super::writeback::Writeback { notifier, mountpoint: PathBuf::new(), device: 0 };
+    way.write_back(ino, 0).unwrap();
+    assert_eq!(tree.node(ino, |node| node.pages.len()).unwrap(), 3);
+}
+
+/// Times before the epoch, at the ends of the range and with nanoseconds come back as they were.
+#[test]
+fn extreme_times() {
+    let Some(mounted) = Mounted::new() else { return };
+    let file = File::create(mounted.path("old")).unwrap();
+    for (seconds, nanoseconds) in
+        [(-5, 300_000_000), (i64::MIN, 0), (-1, 999_999_999), (i64::MAX, 0), (1, 1)]
+    {
+        let time = nix::sys::time::TimeSpec::new(seconds, nanoseconds);
+        nix::sys::stat::futimens(&file, &time, &time).unwrap();
+        let stored = mounted.tree.getattr(file.metadata().unwrap().ino()).unwrap().mtime;
+        assert_eq!((stored.seconds, i64::from(stored.nanoseconds)), (seconds, nanoseconds));
+        let seen = file.metadata().unwrap();
+        assert_eq!((seen.mtime(), seen.mtime_nsec()), (seconds, nanoseconds));
+    }
+    fs::write(mounted.path("alive"), b"").unwrap();
+}
+
+/// A panic in the tree is EIO for that request, and the next request is served.
+#[test]
+fn a_panic_is_an_error_of_one_request() {
+    let Some(mounted) = Mounted::new() else { return };
+    for _ in 0..4 {
+        let error = fs::metadata(mounted.path("panic")).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    }
+    fs::write(mounted.path("next"), b"served").unwrap();
+}
+
+/// The tree hears of an inode's end once the kernel has dropped every reference, not earlier.
+#[test]
+fn forgets_after_the_last_reference() {
+    let Some(mounted) = Mounted::new() else { return };
+    let mut file = File::create(mounted.path("open")).unwrap();
+    let ino = file.metadata().unwrap().ino();
+    fs::remove_file(mounted.path("open")).unwrap();
+    file.write_all(b"still here").unwrap();
+    file.sync_all().unwrap();
+    assert!(!mounted.tree.forgotten.lock().contains(&ino));
+    drop(file);
+    let gone = (0..200).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        mounted.tree.forgotten.lock().contains(&ino)
+    });
+    assert!(gone, "inode {ino} was not forgotten within 2 s of its last close");
+    assert_eq!(mounted.tree.counted("release"), 1);
+}
+
+/// umask reaches the tree, writing clears set-user-ID, syncs and copies arrive as such.
+#[test]
+fn modes_syncs_and_copies() {
+    let Some(mounted) = Mounted::new() else { return };
+    let file = File::create(mounted.path("a")).unwrap();
+    file.write_all_at(&[5; 10_000], 0).unwrap();
+    file.sync_data().unwrap();
+    file.sync_all().unwrap();
+    assert_eq!((mounted.tree.counted("fdatasync"), mounted.tree.counted("fsync")), (1, 1));
+    fs::copy(mounted.path("a"), mounted.path("b")).unwrap();
+    assert_eq!(fs::read(mounted.path("b")).unwrap(), [5; 10_000]);
+    assert!(mounted.tree.counted("copy_range") > 0);
+
+    file.set_permissions(fs::Permissions::from_mode(0o4755)).unwrap();
+    nix::unistd::fchown(&file, Some(nix::unistd::Uid::from_raw(1)), None).unwrap();
+    assert_eq!(file.metadata().unwrap().mode() & 0o7777, 0o755);
+}
+
+/// Extended attributes: value, absence, list; and a buffer that is too small.
+#[test]
+fn extended_attributes() {
+    let Some(mounted) = Mounted::new() else { return };
+    let path = mounted.path("x");
+    fs::write(&path, b"").unwrap();
+    let run = |program: &str, arguments: &[&str]| {
+        let output = std::process::Command::new(program).args(arguments).arg(&path).output();
+        output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let ino = fs::metadata(&path).unwrap().ino();
+    mounted.tree.setxattr(ino, b"user.colour", b"blue", false, false).unwrap();
+    let Ok(listed) = run("getfattr", &["--absolute-names", "-d"]) else {
+        eprintln!("skipped: there is no getfattr");
+        return;
+    };
+    assert!(listed.contains("user.colour=\"blue\""), "{listed}");
+    run("setfattr", &["-x", "user.colour"]).unwrap();
+    let missing = mounted.tree.getxattr(ino, b"user.colour");
+    assert!(matches!(missing, Err(Error::NoAttribute)));
+}
+
+/// Punching and `statvfs` reach the tree.
+#[test]
+fn punch_and_statfs() {
+    let Some(mounted) = Mounted::new() else { return };
+    let file = File::create(mounted.path("p")).unwrap();
+    file.write_all_at(&[1; 4 * PAGE as usize], 0).unwrap();
+    let punch = nix::fcntl::FallocateFlags::FALLOC_FL_PUNCH_HOLE
+        | nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    nix::fcntl::fallocate(&file, punch, PAGE as i64, PAGE as i64).unwrap();
+    let bytes = fs::read(mounted.path("p")).unwrap();
+    assert_eq!(bytes[PAGE as usize..2 * PAGE as usize], [0; PAGE as usize]);
+    assert_eq!(bytes[0], 1);
+
+    let space = nix::sys::statvfs::statvfs(mounted.directory.path()).unwrap();
+    assert_eq!((space.blocks(), space.blocks_free(), space.blocks_available()), (100, 60, 50));
+    assert_eq!((space.name_max(), space.fragment_size()), (255, 4096));
+    assert!(file.as_raw_fd() > 2);
+}

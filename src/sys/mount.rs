@@ -102,7 +102,8 @@ fn unmount_by_helper(mountpoint: &Path, detach: bool) -> io::Result<()> {
     if detach {
         helper.arg("-z");
     }
-    let output = helper.arg("--").arg(mountpoint).stdin(Stdio::null()).env("LC_ALL", "C").output()?;
+    let output =
+        helper.arg("--").arg(mountpoint).stdin(Stdio::null()).env("LC_ALL", "C").output()?;
     if output.status.success() {
         return Ok(());
     }
