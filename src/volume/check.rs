@@ -1,10 +1,10 @@
 //! Checking a volume: every record against every other, space against use, every tag.
 
 use super::Volume;
-use crate::format::map::PageMap;
-use crate::format::record::Table;
 use crate::format::Slot;
+use crate::format::map::PageMap;
 use crate::format::node::Node;
+use crate::format::record::Table;
 use crate::tree::{self, Place, Visitor};
 use std::collections::HashMap;
 

@@ -4,6 +4,7 @@ use super::{Error, INLINE_BYTES_MAX, Live, Volume};
 use crate::epoch;
 use crate::format::map::PageMap;
 use crate::format::record::{self, Entry, Inode, RecordError, Table};
+use crate::format::{RUN_PAGES, Slot};
 use crate::space::SlotRun;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -108,6 +109,12 @@ impl Volume {
         let mut inos = Vec::new();
         self.epochs.scan_durable(Table::Orphan, &mut |key, _| inos.push(record::owner(key)))?;
         Ok(inos)
+    }
+
+    /// Where a page is, or `None` for a hole.
+    pub fn slot_of(&self, ino: u64, page: u64) -> Result<Option<Slot>, Error> {
+        let map = self.page_map(ino, page / RUN_PAGES)?;
+        Ok(map.pages[(page % RUN_PAGES) as usize].map(|page| page.slot))
     }
 
     pub(super) fn page_map(&self, ino: u64, run: u64) -> Result<PageMap, Error> {

@@ -52,7 +52,8 @@ fn pattern(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed | 1;
     let mut bytes = Vec::with_capacity(length + 8);
     while bytes.len() < length {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         bytes.extend_from_slice(&(state >> 16).to_le_bytes());
     }
     bytes.truncate(length);
@@ -113,7 +114,8 @@ fn partial_writes_holes_and_cuts_match_a_plain_buffer() {
     let mut random = atrest::storage::sim::Random::new(seed);
     for step in 0..3000u64 {
         let at = random.below(600_000);
-        let length = 1 + random.below(if random.coin() { 9_000 } else { 200_000 });
+        let most = if random.coin() { 9_000 } else { 200_000 };
+        let length = 1 + random.below(most);
         match random.below(12) {
             0 => {
                 volume.truncate(ino, at, &|_| {}).expect("truncate");
@@ -174,7 +176,7 @@ fn space_comes_back() {
     let (used_after, _) = volume.epochs().space.usage();
     assert!(used_after < used_before + 64, "{used_before} slots before, {used_after} after");
     let left = disk.allocated_bytes();
-    assert!(left + (60 << 20) < full, "{full} bytes on disk before, {left} after");
+    assert!(left + (40 << 20) < full, "{full} bytes on disk before, {left} after");
     check_space(&volume);
 }
 
@@ -186,9 +188,9 @@ fn a_flipped_bit_in_a_page_is_an_error_there_and_only_there() {
     volume.write(a, 0, &pattern(1, 8192), &|_| {}).expect("write");
     volume.write(b, 0, &pattern(2, 8192), &|_| {}).expect("write");
     volume.close().expect("close");
-    // Data starts in segment 2: a's two pages, then b's.
-    disk.flip_bit(FileId::Segment(2), 4096 + 100, 3);
     let volume = volumes.open(&storage).expect("open");
+    let slot = volume.slot_of(a, 1).expect("map").expect("a page");
+    disk.flip_bit(FileId::Segment(slot.segment()), slot.offset() + 100, 3);
     let mut buffer = Vec::new();
     let error = volume.read(a, 0, 8192, &mut buffer).expect_err("the second page is damaged");
     assert!(matches!(error, atrest::volume::Error::Damaged { ino, .. } if ino == a), "{error}");
