@@ -59,9 +59,10 @@ pub enum NodeError {
 /// ```
 ///
 /// Keys have at most 320 bytes and ascend strictly. A child of an interior node holds the keys from
-/// its separator (included) up to the next one (excluded). The separator of the first child is minus
-/// infinity: it is stored as no bytes and does not count for the prefix, which is that of the other
-/// separators and empty if there is none. A single key is all prefix. So a node has one encoding.
+/// its separator (included) up to the next one (excluded). The separator of the first child is
+/// minus infinity: it is stored as no bytes and does not count for the prefix, which is that of the
+/// other separators and empty if there is none. A single key is all prefix. So a node has one
+/// encoding.
 pub struct Node {
     page: Box<[u8; PAGE_BYTES]>,
     level: u8,
@@ -364,7 +365,8 @@ impl<'a> NodeBuilder<'a> {
 
     /// Adds an entry, or says `false` and changes nothing: if the node would be larger than a page,
     /// the key is not larger than the last one, or one of them is longer than it may be.
-    /// The payload is the value, or an encoded [`NodePointer`]; the first child's key is not stored.
+    /// The payload is the value, or an encoded [`NodePointer`]; the first child's key is not
+    /// stored.
     #[must_use]
     pub fn push(&mut self, key: &'a [u8], payload: &'a [u8]) -> bool {
         let level = self.measure.level;

@@ -1,9 +1,9 @@
 //! Building a tree from left to right out of records, and of old subtrees that stay.
 //!
-//! Each level has a *run*: the entries that follow the last node that was kept on that level and are
-//! not written yet. A run is written when it has more than two nodes' worth, so that what is left
-//! can be divided well when the run ends, or at its end: where an old node is kept, or at the end of
-//! the tree. A written or kept node becomes an entry of the run above.
+//! Each level has a *run*: the entries that follow the last node that was kept on that level and
+//! are not written yet. A run is written when it has more than two nodes' worth, so that what is
+//! left can be divided well when the run ends, or at its end: where an old node is kept, or at the
+//! end of the tree. A written or kept node becomes an entry of the run above.
 
 use super::{Error, LEVEL_MAX, NodeSink, NodeSource, Root, read_node};
 use crate::format::node::{Measure, Node, NodeBuilder, shared_bytes};

@@ -16,8 +16,8 @@ use crate::format::NodePointer;
 use crate::format::node::Node;
 use std::sync::Arc;
 
-/// The highest level that a node may have. Interior nodes have at least five children except at the
-/// right edge, so that no volume needs more.
+/// The highest level that a node may have. Even with the longest separators an interior node has
+/// room for ten children, so that no volume needs more.
 pub const LEVEL_MAX: u8 = 15;
 
 /// The root of a tree; `None` is the empty tree.

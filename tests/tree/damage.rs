@@ -13,8 +13,8 @@ fn is_damaged<T>(result: &Result<T, Error>, pointer: &NodePointer) -> bool {
     matches!(result, Err(Error::Damaged(damaged)) if damaged == pointer)
 }
 
-/// Damages every node in turn. What is below it fails, what is not is right; a walk finds exactly it;
-/// a batch fails if it changes something below it, and works otherwise.
+/// Damages every node in turn. What is below it fails, what is not is right; a walk finds exactly
+/// it; a batch fails if it changes something below it, and works otherwise.
 #[test]
 fn damage_is_confined_to_its_subtree() {
     let mut random = Random::new("damage_is_confined_to_its_subtree");

@@ -1,7 +1,7 @@
 //! The tree against a `BTreeMap`, over a store in memory that watches how it is used.
 //!
-//! Random batches of several shapes are applied to both; damage is done to every node in turn; pages
-//! are decoded that nobody encoded. `ATREST_SEED=<printed number>` replays a failure.
+//! Random batches of several shapes are applied to both; damage is done to every node in turn;
+//! pages are decoded that nobody encoded. `ATREST_SEED=<printed number>` replays a failure.
 
 mod damage;
 mod decode;

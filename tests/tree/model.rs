@@ -19,7 +19,7 @@ pub struct Model {
 }
 
 /// What a walk found.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Census {
     pub pointers: Vec<(NodePointer, u8)>,
     pub live: HashSet<u64>,
@@ -27,7 +27,7 @@ pub struct Census {
     pub records: usize,
     pub leaves: usize,
     pub leaf_bytes: usize,
-    /// Nodes that are less than a third full and may not be. At the right edge they may, to be
+    /// Nodes that are less than a quarter full and may not be. At the right edge they may, to be
     /// filled by what comes.
     pub underfull: usize,
     pub last_leaf_underfull: bool,
@@ -38,7 +38,8 @@ impl Visitor for Census {
     fn node(&mut self, place: Place<'_>, node: &Node) {
         self.pointers.push((*place.pointer, place.level));
         assert!(self.live.insert(place.pointer.slots[0].0), "each node has one parent");
-        let is_underfull = usize::from(node.used_bytes() < 4096 / 3);
+        // Merging begins at a third, but five large records cannot be divided better than 3 to 2.
+        let is_underfull = usize::from(node.used_bytes() < 4096 / 4);
         match (place.level, place.to) {
             (0, None) => self.last_leaf_underfull = is_underfull == 1 && !place.from.is_empty(),
             (_, None) => {}
