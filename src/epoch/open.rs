@@ -26,11 +26,13 @@ pub struct OpenOptions {
     pub read_only: bool,
     /// Memory for cached tree nodes, in bytes.
     pub node_cache_bytes: usize,
+    /// Always take the lowest free slots, so that tests meet reused slots at once.
+    pub first_fit: bool,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { read_only: false, node_cache_bytes: 48 << 20 }
+        Self { read_only: false, node_cache_bytes: 48 << 20, first_fit: false }
     }
 }
 
@@ -152,7 +154,7 @@ impl Epochs {
         let known_segments: std::collections::BTreeSet<u32> =
             segments.iter().copied().chain(used.segments()).collect();
         let known_segments: Vec<u32> = known_segments.into_iter().collect();
-        let space = Space::new(storage.clone(), &used, &known_segments, reserve);
+        let space = Space::new(storage.clone(), &used, &known_segments, reserve, options.first_fit);
         let deferred = Deferred::new(newest.sequence + 1);
         deferred.push(newest.sequence, runs_of(kept));
         let root = newest.root.map(|(pointer, level)| Root { pointer, level });

@@ -96,6 +96,7 @@ struct Inner {
     segments: BTreeMap<u32, Segment>,
     classes: [ClassState; 3],
     used: u64,
+    first_fit: bool,
 }
 
 /// The allocator.
@@ -110,12 +111,14 @@ pub struct Space {
 
 impl Space {
     /// An allocator over `storage`. `segments` says which slots are in use; every used slot counts
-    /// as backed, every free one as not. `reserve` is a number of slots.
+    /// as backed, every free one as not. `reserve` is a number of slots; `first_fit` takes the lowest
+    /// free slots instead of going round, so that tests meet reused slots at once.
     pub fn new(
         storage: Arc<dyn Storage>,
         used: &DurableBitmaps,
         segments: &[u32],
         reserve: u64,
+        first_fit: bool,
     ) -> Self {
         let mut inner = Inner::default();
         for &number in segments {
@@ -123,6 +126,7 @@ impl Space {
             inner.used += u64::from(segment.used());
             inner.segments.insert(number, segment);
         }
+        inner.first_fit = first_fit;
         Self { inner: Mutex::new(inner), storage, reserve, directory_dirty: AtomicBool::new(false) }
     }
 
@@ -358,7 +362,7 @@ enum Want {
 impl Inner {
     /// Takes the next run of at most `count` slots after the cursor, going round once.
     fn take(&mut self, class: Class, count: u32, want: Want) -> Option<SlotRun> {
-        let cursor = self.classes[class as usize].cursor;
+        let cursor = self.classes[class as usize].cursor.filter(|_| !self.first_fit);
         let (start, start_index) = cursor.unwrap_or((class.next_segment(None), 0));
         let numbers = |range: std::ops::RangeInclusive<u32>, segments: &BTreeMap<u32, Segment>| {
             segments

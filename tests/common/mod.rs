@@ -84,7 +84,8 @@ impl Volumes {
         &self,
         storage: &Arc<dyn Storage>,
     ) -> Result<(Arc<Volume>, OpenReport), OpenError> {
-        let options = OpenOptions { node_cache_bytes: 1 << 20, ..OpenOptions::default() };
+        let options =
+            OpenOptions { node_cache_bytes: 1 << 20, first_fit: true, ..OpenOptions::default() };
         let (keys, config) = (self.keys.clone(), &self.config);
         Volume::open(storage.clone(), keys, self.id, self.cipher, config, &options)
     }

@@ -9,8 +9,8 @@ use crate::harness::{Settings, enumerate};
 use atrest::crypto::Cipher;
 use atrest::fs::volume::VolumeTree;
 use atrest::fs::{Allocate, Caller, Ino, RenameFlags, SetAttr, Tree};
-use atrest::storage::Storage;
 use atrest::storage::sim::SimDisk;
+use atrest::storage::{FileId, Storage};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
@@ -123,7 +123,7 @@ fn cut(name: &'static str, samples: usize, script: impl Fn(&Script)) -> usize {
             *prepared.lock().unwrap() = Some(states.lock().unwrap().len());
         },
         |crash, image| {
-            let storage: Arc<dyn Storage> = image;
+            let storage: Arc<dyn Storage> = image.clone();
             let last = *crash.marks.last().unwrap_or(&0) as usize;
             let tree = volumes.tree(&storage).map_err(|error| format!("does not open: {error}"))?;
             let seen = look(&tree)?;
@@ -135,7 +135,22 @@ fn cut(name: &'static str, samples: usize, script: impl Fn(&Script)) -> usize {
                 ));
             }
             let problems = volumes.open(&storage).map_err(|e| e.to_string())?.check_space();
-            if problems.is_empty() { Ok(()) } else { Err(problems.join("\n")) }
+            if !problems.is_empty() {
+                return Err(problems.join("\n"));
+            }
+            // The older superblock is a way back, to the state before.
+            let opened = volumes.open_reported(&storage).map_err(|error| error.to_string())?;
+            let (volume, report) = opened;
+            if !report.refused.is_empty() {
+                return Ok(());
+            }
+            let newest = volume.epochs().superblock().sequence;
+            let file = if newest % 2 == 0 { FileId::SuperA } else { FileId::SuperB };
+            image.flip_bit(file, 2000, 1);
+            let tree = volumes.tree(&storage).map_err(|e| format!("no way back: {e}"))?;
+            let seen = look(&tree).map_err(|error| format!("the way back: {error}"))?;
+            let earlier = &states[last.saturating_sub(1)..states.len().min(last + 2)];
+            if earlier.contains(&seen) { Ok(()) } else { Err(format!("the way back:\n{seen:#?}")) }
         },
     );
     println!("{name}: {} images at {} points", explored.images, explored.points);
