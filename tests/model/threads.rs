@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use atrest::crypto::Cipher;
 use atrest::fs::{Caller, Ino, Kind, RenameFlags, Tree};
 
 use crate::backing::{Backing, Mounted};
@@ -21,8 +22,8 @@ fn threads_leave_a_consistent_tree() {
     let seed = seed();
     println!("ATREST_SEED={seed}");
     let _replay = Replay { seed, operation: 0 };
-    let backing = Backing::new();
-    let mounted = backing.open();
+    let backing = Backing::new(Cipher::Aes256Gcm);
+    let mounted = backing.open(true);
     let tree = &mounted.tree;
     let make = |parent, name: &str| {
         tree.mkdir(CALLER, parent, name.as_bytes(), 0o755).expect("a new name").ino
@@ -51,10 +52,9 @@ fn threads_leave_a_consistent_tree() {
         done.store(true, Ordering::Relaxed);
         assert!(!panicked, "a worker panicked");
     });
-    mounted.tree.sync().expect("sync");
     check(&mounted);
-    drop(mounted);
-    check(&backing.open());
+    mounted.close();
+    check(&backing.open(true));
 }
 
 /// A deadlock must fail the test, not hang it.

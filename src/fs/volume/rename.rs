@@ -1,7 +1,7 @@
 //! Renaming, with the flags of `renameat2(2)`.
 
 use super::edit::{Edits, is_directory, touch_directory};
-use super::namespace::{blank, bury, lose_name};
+use super::namespace::{blank, lose_name};
 use super::{Ino, VolumeTree, failed};
 use crate::format::record::{Entry, Inode};
 use crate::fs::{Error, Kind, RenameFlags, name};
@@ -201,7 +201,7 @@ impl VolumeTree {
             }
         }
         if let Some(ino) = gone {
-            bury(&mut change, ino);
+            change.put_orphan(ino);
         }
         drop(change);
         Ok(gone.filter(|ino| self.handles.nameless(*ino)))
