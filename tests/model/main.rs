@@ -1,6 +1,6 @@
-//! Random operations on the filesystem and on a reference that is too simple to be wrong; after each
-//! the outcomes must agree, and every so often everything is compared: names, attributes, contents,
-//! extended attributes. Epochs end and the volume is reopened at random.
+//! Random operations on the filesystem and on a reference that is too simple to be wrong; after
+//! each the outcomes must agree, and every so often everything is compared: names, attributes,
+//! contents, extended attributes. Epochs end and the volume is reopened at random.
 //!
 //! `ATREST_SEED` repeats a run, `ATREST_MODEL_OPS` makes it longer.
 

@@ -15,8 +15,8 @@ const THREADS: usize = 6;
 const SHARED: usize = 5;
 const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0 };
 
-/// Each thread works in a directory of its own, and all move directories between shared ones, one of
-/// which lies below another, so that some moves would make a loop.
+/// Each thread works in a directory of its own, and all move directories between shared ones, one
+/// of which lies below another, so that some moves would make a loop.
 #[test]
 fn threads_leave_a_consistent_tree() {
     let seed = seed();

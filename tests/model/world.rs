@@ -448,8 +448,8 @@ impl World {
         }
     }
 
-    /// Reads some entries, changes the directory, and goes on: what was there all the time is reported
-    /// once, and nothing that never was.
+    /// Reads some entries, changes the directory, and goes on: what was there all the time is
+    /// reported once, and nothing that never was.
     fn list_while_it_changes(&mut self, ino: Ino, first: usize, create: &[u8], remove: usize) {
         let Ok(node) = self.reference.directory(ino) else { return };
         let before: BTreeSet<Vec<u8>> = node.names.keys().cloned().collect();
@@ -505,8 +505,8 @@ impl World {
         (names, last)
     }
 
-    /// Unmounts and mounts again. Without `close`, as if the daemon had been killed after a sync: what
-    /// has no name is found and discarded when the volume is opened.
+    /// Unmounts and mounts again. Without `close`, as if the daemon had been killed after a sync:
+    /// what has no name is found and discarded when the volume is opened.
     pub fn reopen(&mut self, close: bool) {
         for (ino, handle) in std::mem::take(&mut self.handles) {
             if close {

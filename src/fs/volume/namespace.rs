@@ -164,9 +164,9 @@ impl VolumeTree {
         Ok((attr, result))
     }
 
-    /// Owner, mode and ACLs of a new inode: the group is the directory's if that has set-group-ID, and
-    /// either the umask or the directory's default ACL takes rights away, as `open(2)`, `inode(7)` and
-    /// `acl(5)` say.
+    /// Owner, mode and ACLs of a new inode: the group is the directory's if that has set-group-ID,
+    /// and either the umask or the directory's default ACL takes rights away, as `open(2)`,
+    /// `inode(7)` and `acl(5)` say.
     fn conceive<'a>(
         &self,
         caller: Caller,
