@@ -60,14 +60,14 @@ struct Entry {
     id: u32,
 }
 
-/// A valid list: one entry each for the owner, the group and the others, entries in order, and a mask
-/// if anybody is named.
+/// A valid list: one entry each for the owner, the group and the others, entries in order, and a
+/// mask if anybody is named.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Acl(Vec<Entry>);
 
 impl Acl {
-    /// Decodes the value of an extended attribute; `None` for a list without entries, which stands for
-    /// "no ACL".
+    /// Decodes the value of an extended attribute; `None` for a list without entries, which stands
+    /// for "no ACL".
     ///
     /// ```text
     /// offset size field, little-endian
@@ -76,8 +76,8 @@ impl Acl {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NotSupported`] for another version, as the kernel; [`Error::Invalid`] for anything else
-    /// that is not a valid list.
+    /// [`Error::NotSupported`] for another version, as the kernel; [`Error::Invalid`] for anything
+    /// else that is not a valid list.
     pub fn decode(bytes: &[u8]) -> Result<Option<Self>, Error> {
         const MALFORMED: Error = Error::Invalid("malformed ACL");
         let (header, body) = bytes.split_first_chunk::<HEADER_BYTES>().ok_or(MALFORMED)?;
@@ -146,8 +146,8 @@ impl Acl {
         self.set(Tag::Other, mode);
     }
 
-    /// What a new inode gets from the default ACL of its directory: the permissions of both must grant
-    /// a right. Returns the access ACL and the mode; the umask has no say.
+    /// What a new inode gets from the default ACL of its directory: the permissions of both must
+    /// grant a right. Returns the access ACL and the mode; the umask has no say.
     pub fn inherit(&self, mode: u32) -> (Self, u32) {
         let mut access = self.clone();
         let mode = mode & (self.mode(0) | !0o777);

@@ -1,6 +1,6 @@
-//! Random operations on the filesystem and on a reference that is too simple to be wrong; after each
-//! the outcomes must agree, and every so often everything is compared: names, attributes, contents,
-//! extended attributes. Epochs end and the volume is reopened at random.
+//! Random operations on the filesystem and on a reference that is too simple to be wrong; after
+//! each the outcomes must agree, and every so often everything is compared: names, attributes,
+//! contents, extended attributes. Epochs end and the volume is reopened at random.
 //!
 //! `ATREST_SEED` repeats a run, `ATREST_MODEL_OPS` makes it longer.
 
@@ -12,6 +12,7 @@ mod rules;
 mod threads;
 mod world;
 
+use atrest::crypto::Cipher;
 use random::{Random, Replay, operations as count, seed};
 use world::World;
 
@@ -25,8 +26,9 @@ fn random_operations_agree_with_the_reference() {
     let mut replay = Replay { seed, operation: 0 };
     let mut random = Random::new(seed);
     let each = count(100_000).div_ceil(VOLUMES);
-    for _ in 0..VOLUMES {
-        let mut world = World::new();
+    for volume in 0..VOLUMES {
+        let ciphers = [Cipher::Aes256Gcm, Cipher::Aes256Xts];
+        let mut world = World::new(ciphers[volume % ciphers.len()]);
         for _ in 0..each {
             replay.operation += 1;
             let operation = operations::random(&world, &mut random);

@@ -154,8 +154,8 @@ fn attributes(world: &World, random: &mut Random) -> Operation {
     }
 }
 
-/// Few names, so that they meet; the longest, and bytes that are no UTF-8, among them. Rarely one that
-/// is too long.
+/// Few names, so that they meet; the longest, and bytes that are no UTF-8, among them. Rarely one
+/// that is too long.
 fn name(random: &mut Random) -> Vec<u8> {
     match random.below(14) {
         0 => vec![b'n'; 255],

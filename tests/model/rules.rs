@@ -1,5 +1,6 @@
 //! Rules that random operations do not reach: ACLs, capabilities, limits, sparse files.
 
+use atrest::crypto::Cipher;
 use atrest::fs::acl;
 use atrest::fs::attr::TimeOrNow;
 use atrest::fs::volume::SIZE_BYTES_MAX;
@@ -34,7 +35,7 @@ fn default_acl() -> Vec<u8> {
 
 #[test]
 fn acl_and_mode_follow_each_other() {
-    let mounted = Backing::new().open();
+    let mounted = Backing::new(Cipher::Aes256Gcm).open(false);
     let tree = &mounted.tree;
     let ino = tree.mknod(CALLER, ROOT, b"file", 0o100666, 0).unwrap().ino;
     assert_eq!(tree.getattr(ino).unwrap().permissions, 0o640, "the umask applies");
@@ -57,7 +58,7 @@ fn acl_and_mode_follow_each_other() {
 
 #[test]
 fn a_default_acl_takes_the_place_of_the_umask() {
-    let mounted = Backing::new().open();
+    let mounted = Backing::new(Cipher::Aes256Gcm).open(false);
     let tree = &mounted.tree;
     let parent = tree.mkdir(CALLER, ROOT, b"dir", 0o777).unwrap().ino;
     assert_eq!(tree.getattr(parent).unwrap().permissions, 0o750);
@@ -87,7 +88,7 @@ fn a_default_acl_takes_the_place_of_the_umask() {
 
 #[test]
 fn writing_and_changing_the_owner_take_privileges_away() {
-    let mounted = Backing::new().open();
+    let mounted = Backing::new(Cipher::Aes256Gcm).open(false);
     let tree = &mounted.tree;
     let capable = |name: &[u8]| {
         let ino = tree.mknod(CALLER, ROOT, name, 0o100750, 0).unwrap().ino;
@@ -128,7 +129,7 @@ fn writing_and_changing_the_owner_take_privileges_away() {
 
 #[test]
 fn limits_are_those_that_are_documented() {
-    let mounted = Backing::new().open();
+    let mounted = Backing::new(Cipher::Aes256Gcm).open(false);
     let tree = &mounted.tree;
     let ino = tree.mknod(CALLER, ROOT, b"file", 0o100600, 0).unwrap().ino;
     assert_eq!(errno(tree.write(ino, SIZE_BYTES_MAX, b"x", false)), libc::EFBIG);
@@ -171,7 +172,7 @@ fn limits_are_those_that_are_documented() {
 #[test]
 fn holes_take_no_space_and_are_found() {
     const GIB: u64 = 1 << 30;
-    let mounted = Backing::new().open();
+    let mounted = Backing::new(Cipher::Aes256Gcm).open(false);
     let tree = &mounted.tree;
     let ino = tree.mknod(CALLER, ROOT, b"sparse", 0o100600, 0).unwrap().ino;
     tree.setattr(ino, &SetAttr { size: Some(4 * GIB), ..SetAttr::default() }).unwrap();
@@ -199,7 +200,7 @@ fn holes_take_no_space_and_are_found() {
 
 #[test]
 fn a_directory_does_not_move_below_itself() {
-    let mounted = Backing::new().open();
+    let mounted = Backing::new(Cipher::Aes256Gcm).open(false);
     let tree = &mounted.tree;
     let a = tree.mkdir(CALLER, ROOT, b"a", 0o755).unwrap().ino;
     let b = tree.mkdir(CALLER, a, b"b", 0o755).unwrap().ino;
@@ -216,8 +217,8 @@ fn a_directory_does_not_move_below_itself() {
 
 #[test]
 fn a_file_without_a_name_can_be_given_one() {
-    let backing = Backing::new();
-    let mounted = backing.open();
+    let backing = Backing::new(Cipher::Aes256Gcm);
+    let mounted = backing.open(false);
     let tree = &mounted.tree;
     let (kept, handle) = tree.tmpfile(CALLER, ROOT, 0o600).unwrap();
     let (lost, _left_open) = tree.tmpfile(CALLER, ROOT, 0o600).unwrap();
@@ -227,7 +228,7 @@ fn a_file_without_a_name_can_be_given_one() {
     tree.release(kept.ino, handle);
     tree.sync().unwrap();
     drop(mounted);
-    let mounted = backing.open();
+    let mounted = backing.open(false);
     assert_eq!(mounted.tree.lookup(ROOT, b"kept").unwrap().size, 4);
     assert_eq!(errno(mounted.tree.getattr(lost.ino)), libc::ESTALE);
 }

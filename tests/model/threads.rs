@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use atrest::crypto::Cipher;
 use atrest::fs::{Caller, Ino, Kind, RenameFlags, Tree};
 
 use crate::backing::{Backing, Mounted};
@@ -14,15 +15,15 @@ const THREADS: usize = 6;
 const SHARED: usize = 5;
 const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0 };
 
-/// Each thread works in a directory of its own, and all move directories between shared ones, one of
-/// which lies below another, so that some moves would make a loop.
+/// Each thread works in a directory of its own, and all move directories between shared ones, one
+/// of which lies below another, so that some moves would make a loop.
 #[test]
 fn threads_leave_a_consistent_tree() {
     let seed = seed();
     println!("ATREST_SEED={seed}");
     let _replay = Replay { seed, operation: 0 };
-    let backing = Backing::new();
-    let mounted = backing.open();
+    let backing = Backing::new(Cipher::Aes256Gcm);
+    let mounted = backing.open(true);
     let tree = &mounted.tree;
     let make = |parent, name: &str| {
         tree.mkdir(CALLER, parent, name.as_bytes(), 0o755).expect("a new name").ino
@@ -51,18 +52,17 @@ fn threads_leave_a_consistent_tree() {
         done.store(true, Ordering::Relaxed);
         assert!(!panicked, "a worker panicked");
     });
-    mounted.tree.sync().expect("sync");
     check(&mounted);
-    drop(mounted);
-    check(&backing.open());
+    mounted.close();
+    check(&backing.open(true));
 }
 
 /// A deadlock must fail the test, not hang it.
 fn watch(done: &AtomicBool) {
     let start = Instant::now();
     while !done.load(Ordering::Relaxed) {
-        if start.elapsed() > Duration::from_secs(300) {
-            eprintln!("threads made no end in 300 s: deadlock");
+        if start.elapsed() > Duration::from_secs(120) {
+            eprintln!("threads made no end in 120 s: deadlock");
             std::process::abort();
         }
         std::thread::sleep(Duration::from_millis(20));

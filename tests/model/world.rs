@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use atrest::crypto::Cipher;
 use atrest::fs::attr::TimeOrNow;
 use atrest::fs::volume::VolumeTree;
 use atrest::fs::{
@@ -26,9 +27,9 @@ pub struct World {
 }
 
 impl World {
-    pub fn new() -> Self {
-        let backing = Backing::new();
-        let mounted = Some(backing.open());
+    pub fn new(cipher: Cipher) -> Self {
+        let backing = Backing::new(cipher);
+        let mounted = Some(backing.open(false));
         let mut reference = Reference::default();
         let mut root = Node::new(Kind::Directory, 0o755);
         root.parent = ROOT;
@@ -447,8 +448,8 @@ impl World {
         }
     }
 
-    /// Reads some entries, changes the directory, and goes on: what was there all the time is reported
-    /// once, and nothing that never was.
+    /// Reads some entries, changes the directory, and goes on: what was there all the time is
+    /// reported once, and nothing that never was.
     fn list_while_it_changes(&mut self, ino: Ino, first: usize, create: &[u8], remove: usize) {
         let Ok(node) = self.reference.directory(ino) else { return };
         let before: BTreeSet<Vec<u8>> = node.names.keys().cloned().collect();
@@ -504,8 +505,8 @@ impl World {
         (names, last)
     }
 
-    /// Unmounts and mounts again. Without `close`, as if the daemon had been killed after a sync: what
-    /// has no name is found and discarded when the volume is opened.
+    /// Unmounts and mounts again. Without `close`, as if the daemon had been killed after a sync:
+    /// what has no name is found and discarded when the volume is opened.
     pub fn reopen(&mut self, close: bool) {
         for (ino, handle) in std::mem::take(&mut self.handles) {
             if close {
@@ -513,9 +514,14 @@ impl World {
             }
             self.reference.close(ino);
         }
-        self.tree().sync().expect("sync");
-        self.mounted = None;
-        self.mounted = Some(self.backing.open());
+        let mounted = self.mounted.take().expect("it is mounted but while reopening");
+        if close {
+            mounted.close();
+        } else {
+            mounted.tree.sync().expect("sync");
+            drop(mounted);
+        }
+        self.mounted = Some(self.backing.open(false));
     }
 
     /// Compares everything.
@@ -548,9 +554,9 @@ impl World {
             let attr = self.tree().getattr(*ino).map_err(|error| error.errno());
             assert_eq!(attr, Err(libc::ESTALE), "inode {ino} is gone");
         }
-        let named = self.reference.nodes.values().filter(|node| node.links > 0).count() as u64;
         let stat = self.tree().statfs().expect("statfs");
-        assert_eq!(stat.files - stat.files_free, named, "inodes in use");
+        let count = self.reference.nodes.len() as u64;
+        assert_eq!(stat.files - stat.files_free, count, "inodes in use");
     }
 
     fn verify_xattrs(&self, ino: Ino, node: &Node) {

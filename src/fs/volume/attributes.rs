@@ -41,8 +41,8 @@ pub(super) fn attr(ino: Ino, inode: &Inode) -> Result<Attr, Error> {
     })
 }
 
-/// Clears what lets a program run as its owner: always set-user-ID, and set-group-ID if the group may
-/// execute (without that it once meant mandatory locking), as `chown(2)` says.
+/// Clears what lets a program run as its owner: always set-user-ID, and set-group-ID if the group
+/// may execute (without that it once meant mandatory locking), as `chown(2)` says.
 pub(super) fn kill_suid(inode: &mut Inode) {
     inode.mode &= !SET_UID;
     if inode.mode & GROUP_EXECUTE != 0 {
@@ -110,8 +110,8 @@ impl VolumeTree {
     }
 }
 
-/// Applies everything but the size. The change time is now unless it is given, which the kernel does
-/// because with its writeback cache the times of writes are its own.
+/// Applies everything but the size. The change time is now unless it is given, which the kernel
+/// does because with its writeback cache the times of writes are its own.
 fn apply(inode: &mut Inode, set: &SetAttr, now: Timestamp) {
     if let Some(permissions) = set.permissions {
         inode.mode = inode.mode & !0o7777 | u32::from(permissions) & 0o7777;

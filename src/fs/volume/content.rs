@@ -7,13 +7,14 @@ use crate::format::PAGE_BYTES;
 use crate::format::record::Inode;
 use crate::fs::{Allocate, Error, Kind, Seek};
 
-/// Largest size of a file in bytes: 8 EiB less a page, the last multiple of a page that an `off_t` holds.
+/// Largest size of a file in bytes: 8 EiB less a page, the last multiple of a page that an `off_t`
+/// holds.
 pub const SIZE_BYTES_MAX: u64 = i64::MAX as u64 / PAGE_BYTES as u64 * PAGE_BYTES as u64;
 
 /// Piece in which ranges are copied.
 const COPY_PIECE_BYTES: usize = 1 << 20;
-/// Data copied by one call at most, so that it ends in a fraction of a second; `copy_file_range(2)` may
-/// copy less than asked for.
+/// Data copied by one call at most, so that it ends in a fraction of a second; `copy_file_range(2)`
+/// may copy less than asked for.
 const COPY_BYTES_MAX: u64 = 64 << 20;
 
 /// A place in a file.
@@ -215,7 +216,8 @@ impl VolumeTree {
             inode.mtime = now;
             inode.ctime = now;
         };
-        // The size is what was there, or the end of what was copied: a hole at the end does not grow it.
+        // The size is what was there, or the end of what was copied: a hole at the end does not
+        // grow it.
         let size = target_size.max(to.offset + copied);
         self.volume.truncate(to.ino, size, &touch).map_err(failed_at("growing", to.ino, size))?;
         Ok(copied)

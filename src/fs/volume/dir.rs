@@ -42,8 +42,8 @@ impl VolumeTree {
         visit: &mut dyn FnMut(&DirEntry) -> bool,
     ) -> Result<(), Error> {
         let directory = self.directory(ino)?;
-        // An entry whose attributes cannot be read is still listed: the rest of the directory is not
-        // to suffer, and looking it up says what is wrong.
+        // An entry whose attributes cannot be read is still listed: the rest of the directory is
+        // not to suffer, and looking it up says what is wrong.
         let attr_of =
             |ino| if with_attr { self.inode(ino).and_then(|i| attr(ino, &i)).ok() } else { None };
         let dots = [(COOKIE_SELF, ino, &b"."[..]), (COOKIE_PARENT, directory.parent, b"..")];

@@ -1,5 +1,5 @@
-//! Records of inodes that one operation reads once, edits and puts together. Two roles that are played
-//! by the same inode (both parents of a rename, say) so edit the same record.
+//! Records of inodes that one operation reads once, edits and puts together. Two roles that are
+//! played by the same inode (both parents of a rename, say) so edit the same record.
 
 use super::{Ino, VolumeTree};
 use crate::format::record::{Inode, Timestamp};
@@ -61,8 +61,8 @@ pub(super) fn is_directory(kind: u8) -> bool {
     kind == Kind::Directory.as_type()
 }
 
-/// The entries of a directory changed: its times and, by `entries` and `subdirectories`, its size and
-/// links.
+/// The entries of a directory changed: its times and, by `entries` and `subdirectories`, its size
+/// and links.
 ///
 /// # Errors
 /// [`Error::TooManyLinks`].

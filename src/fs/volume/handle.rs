@@ -45,8 +45,8 @@ impl Handles {
         nameless
     }
 
-    /// The last name of the inode is gone; `true` says that it is not open and the caller must discard
-    /// it. Called with the inode locked, as [`Handles::named`] is.
+    /// The last name of the inode is gone; `true` says that it is not open and the caller must
+    /// discard it. Called with the inode locked, as [`Handles::named`] is.
     #[must_use]
     pub fn nameless(&self, ino: Ino) -> bool {
         match self.open.lock().get_mut(&ino) {

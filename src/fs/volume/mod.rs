@@ -1,10 +1,11 @@
 //! The read-write [`Tree`] over a [`Volume`]: POSIX rules turned into changes of records. Knows
 //! neither keys nor bytes on disk.
 //!
-//! Every operation on names looks up what it needs, locks all inodes that it changes in one call, looks
-//! again, and puts one [`Change`](crate::volume::Change). Names are read without locks, so an operation
-//! orders its puts in a way that a lookup beside it always finds either the old or the new: an inode
-//! is put before the entry that names it, and a rename puts the new entry before it deletes the old.
+//! Every operation on names looks up what it needs, locks all inodes that it changes in one call,
+//! looks again, and puts one [`Change`](crate::volume::Change). Names are read without locks, so an
+//! operation orders its puts in a way that a lookup beside it always finds either the old or the
+//! new: an inode is put before the entry that names it, and a rename puts the new entry before it
+//! deletes the old.
 //!
 //! # Locks, in this order
 //! 1. `moves`: renames that give a directory another parent.
@@ -44,8 +45,8 @@ const SIZE_LOCKS: usize = 64;
 pub struct VolumeTree {
     volume: Arc<Volume>,
     handles: Handles,
-    /// Keeps the ancestors of directories as they are while one is checked not to be moved below itself
-    /// (the kernel's `s_vfs_rename_mutex`).
+    /// Keeps the ancestors of directories as they are while one is checked not to be moved below
+    /// itself (the kernel's `s_vfs_rename_mutex`).
     moves: Mutex<()>,
     /// Shared by writers; exclusive for what reads the size and sets another.
     sizes: [RwLock<()>; SIZE_LOCKS],
@@ -62,8 +63,8 @@ impl VolumeTree {
         self.volume.inode(ino).map_err(failed("reading the attributes", ino))?.ok_or(Error::Stale)
     }
 
-    /// Discards an inode that has no name and is not open. What asked for it has succeeded already, so
-    /// a failure is only logged: the inode stays marked, and the next mount tries again.
+    /// Discards an inode that has no name and is not open. What asked for it has succeeded already,
+    /// so a failure is only logged: the inode stays marked, and the next mount tries again.
     fn discard(&self, ino: Ino) {
         if let Err(error) = self.volume.discard(ino) {
             log::warn!("inode {ino} has no name and could not be discarded: {error}");
@@ -75,8 +76,8 @@ impl VolumeTree {
     }
 }
 
-/// Discards the inodes that lost their last name while they were open when the volume was last in use.
-/// Returns how many. One that cannot be discarded is logged and left for the next time.
+/// Discards the inodes that lost their last name while they were open when the volume was last in
+/// use. Returns how many. One that cannot be discarded is logged and left for the next time.
 ///
 /// # Errors
 /// [`Error::Io`] if the list cannot be read.

@@ -124,6 +124,7 @@ impl VolumeTree {
         let mut change = self.volume.change(false).map_err(failed("creating a file", parent))?;
         born.put(&mut change, ino);
         change.put_orphan(ino);
+        change.count_inodes(1);
         drop(change);
         let handle = self.handles.open(ino);
         let unopened = self.handles.nameless(ino);
@@ -163,9 +164,9 @@ impl VolumeTree {
         Ok((attr, result))
     }
 
-    /// Owner, mode and ACLs of a new inode: the group is the directory's if that has set-group-ID, and
-    /// either the umask or the directory's default ACL takes rights away, as `open(2)`, `inode(7)` and
-    /// `acl(5)` say.
+    /// Owner, mode and ACLs of a new inode: the group is the directory's if that has set-group-ID,
+    /// and either the umask or the directory's default ACL takes rights away, as `open(2)`,
+    /// `inode(7)` and `acl(5)` say.
     fn conceive<'a>(
         &self,
         caller: Caller,
@@ -249,7 +250,6 @@ impl VolumeTree {
         change.put_entry(parent, name, &Entry { ino, cookie, kind: kind.as_type() });
         if is_nameless {
             change.delete_orphan(ino);
-            change.count_inodes(1);
         }
         drop(change);
         self.handles.named(ino);
@@ -293,7 +293,7 @@ impl VolumeTree {
         change.delete_entry(parent, name, entry.cookie);
         edits.put(&mut change);
         if is_gone {
-            bury(&mut change, entry.ino);
+            change.put_orphan(entry.ino);
         }
         drop(change);
         Ok(is_gone && self.handles.nameless(entry.ino))
@@ -318,12 +318,6 @@ pub(super) fn lose_name(
     }
     inode.ctime = now;
     Ok(inode.links == 0)
-}
-
-/// Marks an inode whose last name goes. Inodes are counted by their names.
-pub(super) fn bury(change: &mut Change, ino: Ino) {
-    change.put_orphan(ino);
-    change.count_inodes(-1);
 }
 
 /// A new inode that belongs to nobody yet.

@@ -1,7 +1,7 @@
 //! Renaming, with the flags of `renameat2(2)`.
 
 use super::edit::{Edits, is_directory, touch_directory};
-use super::namespace::{blank, bury, lose_name};
+use super::namespace::{blank, lose_name};
 use super::{Ino, VolumeTree, failed};
 use crate::format::record::{Entry, Inode};
 use crate::fs::{Error, Kind, RenameFlags, name};
@@ -93,8 +93,8 @@ impl VolumeTree {
         Ok(found)
     }
 
-    /// Refuses to move directory `moved` to `new_parent` if that is below it. The caller holds `moves`,
-    /// so no ancestor changes.
+    /// Refuses to move directory `moved` to `new_parent` if that is below it. The caller holds
+    /// `moves`, so no ancestor changes.
     fn check_not_below(&self, moved: Ino, new_parent: Ino) -> Result<(), Error> {
         let mut ino = new_parent;
         loop {
@@ -180,8 +180,8 @@ impl VolumeTree {
         if found.source_is_directory() {
             inode.parent = rename.new_parent;
         }
-        // The entry that is replaced lends its cookie, so that putting the new one replaces it and the
-        // name is never absent.
+        // The entry that is replaced lends its cookie, so that putting the new one replaces it and
+        // the name is never absent.
         let cookie = found.target.map_or_else(|| self.volume.new_cookie(), |target| target.cookie);
         let whiteout = rename.flags.whiteout.then(|| (self.volume.new_ino(), self.whiteout()));
 
@@ -201,13 +201,14 @@ impl VolumeTree {
             }
         }
         if let Some(ino) = gone {
-            bury(&mut change, ino);
+            change.put_orphan(ino);
         }
         drop(change);
         Ok(gone.filter(|ino| self.handles.nameless(*ino)))
     }
 
-    /// What overlayfs leaves where a lower file must not show: a character device 0/0 without rights.
+    /// What overlayfs leaves where a lower file must not show: a character device 0/0 without
+    /// rights.
     fn whiteout(&self) -> Inode {
         blank(&self.volume, libc::S_IFCHR)
     }

@@ -149,8 +149,8 @@ fn is_acl(name: &[u8]) -> bool {
     name == acl::ACCESS || name == acl::DEFAULT
 }
 
-/// Checks an ACL that is set and brings the mode in step. Returns what is to be kept: nothing, if the
-/// list is empty or says no more than the mode.
+/// Checks an ACL that is set and brings the mode in step. Returns what is to be kept: nothing, if
+/// the list is empty or says no more than the mode.
 fn accept_acl(
     inode: &mut Inode,
     name: &[u8],
