@@ -1,21 +1,29 @@
 //! The only road to the disk, and the seam at which tests inject faults.
 //!
 //! # What is assumed of the medium
-//! 1. Bytes written are readable at once by this process; they are durable only after [`Storage::sync`]
-//!    of that file returned `Ok`.
+//! 1. Bytes written are readable at once by this process; they are durable only after
+//!    [`Storage::sync`] of that file returned `Ok`.
 //! 2. Until then a crash may keep, lose or mix any part of them, at any byte (measured: pages
 //!    overwritten while in write-back are torn inside a 512-byte sector).
 //! 3. What was durable and is not being overwritten stays as it is.
 //! 4. A file that was created is durable only after [`Storage::sync_directory`].
-//! 5. [`Storage::replace_config`] is atomic: after a crash the old or the new content, never a mixture;
-//!    the new one once it returned `Ok`.
+//! 5. [`Storage::replace_config`] is atomic: after a crash the old or the new content, never a
+//!    mixture; the new one once it returned `Ok`.
 //! 6. A sync that failed says nothing about what is durable, and is never repeated and believed.
 
+mod lock;
 mod os;
+mod poison;
 pub mod sim;
 
+pub use lock::{Holder, LockError, LockInfo, VolumeLock};
 pub use os::OsStorage;
+pub use poison::{Counters, Counts, FileKind, Poison, Poisoned};
 use std::io;
+use std::sync::Arc;
+
+/// The grain in which filesystems allocate, in bytes.
+pub const BLOCK_BYTES: usize = 4096;
 
 /// A file of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -60,8 +68,11 @@ pub trait Storage: Send + Sync {
     /// Makes creations and deletions of files durable.
     fn sync_directory(&self) -> io::Result<()>;
     /// Allocates blocks for a range, so that writing there later does not fail for lack of space.
+    /// What is there stays; the file grows if the range ends behind it. Nobody may write to the
+    /// range at the same time.
     fn allocate(&self, file: FileId, offset: u64, bytes: u64) -> io::Result<()>;
-    /// Gives the blocks of a range back; it reads as zeros afterwards.
+    /// Gives the blocks of a range back; it reads as zeros afterwards, or, where the filesystem
+    /// cannot do that, keeps its content. The length stays.
     fn punch(&self, file: FileId, offset: u64, bytes: u64) -> io::Result<()>;
     /// Numbers of all segments that exist, ascending.
     fn segments(&self) -> io::Result<Vec<u32>>;
@@ -71,4 +82,67 @@ pub trait Storage: Send + Sync {
     fn replace_config(&self, bytes: &[u8]) -> io::Result<()>;
     /// Space left underneath.
     fn capacity(&self) -> io::Result<Capacity>;
+}
+
+/// A storage that several own is a storage.
+impl<S: Storage + ?Sized> Storage for Arc<S> {
+    fn create(&self, file: FileId) -> io::Result<()> {
+        (**self).create(file)
+    }
+
+    fn delete(&self, file: FileId) -> io::Result<()> {
+        (**self).delete(file)
+    }
+
+    fn length(&self, file: FileId) -> io::Result<Option<u64>> {
+        (**self).length(file)
+    }
+
+    fn set_length(&self, file: FileId, bytes: u64) -> io::Result<()> {
+        (**self).set_length(file, bytes)
+    }
+
+    fn read_at(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        (**self).read_at(file, offset, buffer)
+    }
+
+    fn write_at(&self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        (**self).write_at(file, offset, bytes)
+    }
+
+    fn start_writeback(&self, file: FileId, offset: u64, bytes: u64) {
+        (**self).start_writeback(file, offset, bytes);
+    }
+
+    fn sync(&self, file: FileId) -> io::Result<()> {
+        (**self).sync(file)
+    }
+
+    fn sync_directory(&self) -> io::Result<()> {
+        (**self).sync_directory()
+    }
+
+    fn allocate(&self, file: FileId, offset: u64, bytes: u64) -> io::Result<()> {
+        (**self).allocate(file, offset, bytes)
+    }
+
+    fn punch(&self, file: FileId, offset: u64, bytes: u64) -> io::Result<()> {
+        (**self).punch(file, offset, bytes)
+    }
+
+    fn segments(&self) -> io::Result<Vec<u32>> {
+        (**self).segments()
+    }
+
+    fn read_config(&self) -> io::Result<Vec<u8>> {
+        (**self).read_config()
+    }
+
+    fn replace_config(&self, bytes: &[u8]) -> io::Result<()> {
+        (**self).replace_config(bytes)
+    }
+
+    fn capacity(&self) -> io::Result<Capacity> {
+        (**self).capacity()
+    }
 }

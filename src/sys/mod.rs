@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "system calls and foreign functions live here and nowhere else")]
 
 pub mod file_handle;
+pub mod files;
 pub mod gcm;
 pub mod memory;
 pub mod mount;
