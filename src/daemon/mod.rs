@@ -1,1 +1,269 @@
 //! One mount's life as a process: fork, signals, readiness, logging, control socket, unmount.
+
+mod control;
+pub mod logging;
+pub mod paths;
+
+use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::fs::Tree;
+use crate::fuse::{MountError, Options, Session};
+use crate::sys::mount;
+use crate::sys::process::{self, Side, Signals};
+
+pub use control::{VolumeControl, ask};
+
+/// Why a daemon could not start, or did not end well. `Display` says what was attempted; the cause
+/// is in `source()`.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nothing was mounted.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// A system call of the process's own housekeeping failed.
+    #[error("cannot {attempt}")]
+    Process {
+        /// What was attempted.
+        attempt: &'static str,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The connection to the kernel broke while mounted.
+    #[error("the connection to the kernel broke")]
+    Session(#[source] io::Error),
+    /// The last sync failed: what it covers may be lost.
+    #[error("the volume was not closed properly: {0}")]
+    Close(String),
+}
+
+/// Tells whoever waits that the mount is usable.
+#[derive(Debug)]
+pub struct Readiness {
+    /// Where the waiting parent reads; `None` in the foreground.
+    pipe: Option<PipeWriter>,
+}
+
+/// Which process goes on after [`detach`].
+#[derive(Debug)]
+pub enum Detached {
+    /// The one that was called: it ends with this exit code.
+    Parent(u8),
+    /// The daemon to be. It still has the terminal, for passphrases and errors.
+    Child(Readiness),
+}
+
+/// Forks. The parent waits until the child is ready or has ended, whose exit code is then its own.
+/// Call it before any thread is started.
+///
+/// # Errors
+/// Those of pipe(2) and fork(2).
+pub fn detach() -> Result<Detached, Error> {
+    let failed = |attempt| move |source| Error::Process { attempt, source };
+    let (reader, writer) = io::pipe().map_err(failed("make a pipe"))?;
+    match process::fork().map_err(failed("start the daemon"))? {
+        Side::Child => Ok(Detached::Child(Readiness { pipe: Some(writer) })),
+        Side::Parent(child) => {
+            drop(writer);
+            await_readiness(reader, child)
+                .map(Detached::Parent)
+                .map_err(failed("wait for the daemon"))
+        }
+    }
+}
+
+fn await_readiness(mut reader: PipeReader, child: i32) -> io::Result<u8> {
+    let mut byte = [0];
+    if reader.read(&mut byte)? == 1 {
+        return Ok(0);
+    }
+    Ok(u8::try_from(process::wait(child)?).unwrap_or(u8::MAX))
+}
+
+impl Readiness {
+    /// For a daemon that stays in the foreground.
+    pub fn foreground() -> Self {
+        Self { pipe: None }
+    }
+
+    /// Leaves the terminal, if this process was forked, and tells parent and service manager.
+    fn ready(self) {
+        if let Some(mut pipe) = self.pipe {
+            if let Err(error) = process::leave_terminal() {
+                log::warn!("cannot leave the terminal: {error}");
+            }
+            // A parent that is gone does not wait.
+            let _ = pipe.write_all(&[1]);
+        }
+        notify_service_manager("READY=1");
+    }
+}
+
+/// sd_notify(3). Nobody listening is no error.
+fn notify_service_manager(state: &str) {
+    let Some(address) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let send = || -> io::Result<()> {
+        let address = address.to_str().ok_or(io::ErrorKind::InvalidInput)?;
+        let address = match address.strip_prefix('@') {
+            Some(name) => SocketAddr::from_abstract_name(name)?,
+            None => SocketAddr::from_pathname(address)?,
+        };
+        UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address).map(drop)
+    };
+    if let Err(error) = send() {
+        log::warn!("cannot notify the service manager: {error}");
+    }
+}
+
+/// What a daemon serves, and where.
+pub struct Service {
+    /// The filesystem.
+    pub tree: Arc<dyn Tree>,
+    /// The volume below it.
+    pub volume: Arc<dyn VolumeControl>,
+    /// The volume's id, in hex.
+    pub volume_id: String,
+    /// Where to mount: a canonical path.
+    pub mountpoint: PathBuf,
+    /// How to mount.
+    pub options: Options,
+}
+
+/// Keeps what the process knows out of core dumps and raises its limits. Call it before secrets
+/// are read.
+pub fn harden() {
+    if let Err(error) = process::forbid_dumps() {
+        log::warn!("memory may end up in core dumps: {error}");
+    }
+    if let Err(error) = process::raise_open_files() {
+        log::debug!("cannot raise the limit of open files: {error}");
+    }
+}
+
+/// Mounts, says so, and serves until the mount is gone; then closes the volume. Returns when
+/// everything is durable.
+///
+/// # Errors
+/// See [`Error`]. The volume is closed on every path.
+pub fn serve(service: Service, readiness: Readiness) -> Result<(), Error> {
+    let volume = service.volume.clone();
+    let served = serve_until_unmounted(service, readiness);
+    let closed = volume.close();
+    if let Err(error) = &closed {
+        log::error!("the volume was not closed properly: {error}");
+    } else {
+        log::info!("closed");
+    }
+    notify_service_manager("STOPPING=1");
+    served.and(closed.map_err(Error::Close))
+}
+
+fn serve_until_unmounted(service: Service, readiness: Readiness) -> Result<(), Error> {
+    let Service { tree, volume, volume_id, mountpoint, options } = service;
+    let failed = |attempt| move |source| Error::Process { attempt, source };
+    let signals = Signals::catch(&[Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
+    let mut signals = signals.map_err(failed("catch signals"))?;
+    let session = Session::mount(tree, &mountpoint, &options)?;
+    log::info!("mounted {} at {}", options.source.display(), mountpoint.display());
+
+    let _control = start_control(volume, &volume_id, &mountpoint, &options);
+    let place = mountpoint.clone();
+    let watch = std::thread::Builder::new().name("atrest-signals".to_owned());
+    let watched = watch.spawn(move || {
+        while let Ok(signal) = signals.wait() {
+            match signal {
+                Signal::SIGHUP => logging::reopen(),
+                signal => {
+                    log::info!("{signal}: unmounting");
+                    unmount_at_last(&place);
+                }
+            }
+        }
+    });
+    watched.map_err(failed("start a thread"))?;
+    // The first answer proves that the mount works: only then is it announced.
+    let probe = std::thread::Builder::new().name("atrest-ready".to_owned());
+    let probed = probe.spawn(move || match std::fs::metadata(&mountpoint) {
+        Ok(_) => readiness.ready(),
+        Err(error) => {
+            log::error!("the mount does not answer: {error}");
+            unmount_at_last(&mountpoint);
+        }
+    });
+    probed.map_err(failed("start a thread"))?;
+    session.run().map_err(Error::Session)
+}
+
+/// The control socket is a convenience: a mount without it serves as well.
+fn start_control(
+    volume: Arc<dyn VolumeControl>,
+    volume_id: &str,
+    mountpoint: &Path,
+    options: &Options,
+) -> Option<control::Server> {
+    let place = mountpoint.to_owned();
+    let known = json!({
+        "volume": options.source.to_string_lossy(),
+        "volume_id": volume_id,
+        "mounted": true,
+        "mountpoint": mountpoint.to_string_lossy(),
+        "read_only": options.read_only,
+        "since": jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        "pid": std::process::id(),
+    });
+    let handler = control::Handler {
+        volume,
+        status: Box::new(move |status| merge(known.clone(), status)),
+        unmount: Box::new(move || {
+            mount::unmount(&place, false).map_err(|error| match error.raw_os_error() {
+                Some(libc::EBUSY) => busy_text(&place),
+                _ => error.to_string(),
+            })
+        }),
+    };
+    let started =
+        paths::control_socket(volume_id).and_then(|path| control::Server::start(&path, handler));
+    started.inspect_err(|error| log::warn!("no control socket: {error}")).ok()
+}
+
+/// The fields of both objects; those of `over` win.
+fn merge(mut under: Value, over: Value) -> Value {
+    if let (Value::Object(under), Value::Object(over)) = (&mut under, over) {
+        under.extend(over);
+    }
+    under
+}
+
+/// Unmounts because the daemon is told to end: if somebody uses the mount, it disappears from the
+/// tree at once, and the daemon ends with the last user.
+fn unmount_at_last(mountpoint: &Path) {
+    match mount::unmount(mountpoint, false) {
+        Ok(()) => return,
+        Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => {
+            log::warn!("{}; detaching, and ending with the last of them", busy_text(mountpoint));
+        }
+        Err(error) => log::warn!("cannot unmount {}: {error}", mountpoint.display()),
+    }
+    if let Err(error) = mount::unmount(mountpoint, true) {
+        log::error!("cannot detach {}: {error}", mountpoint.display());
+    }
+}
+
+/// `busy: used by 12 (bash, cwd)`
+fn busy_text(mountpoint: &Path) -> String {
+    let users = process::users_of(mountpoint);
+    let list: Vec<String> =
+        users.iter().map(|user| format!("{} ({}, {})", user.pid, user.command, user.how)).collect();
+    if list.is_empty() {
+        return format!("{} is busy", mountpoint.display());
+    }
+    format!("{} is busy: used by {}", mountpoint.display(), list.join(", "))
+}

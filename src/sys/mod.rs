@@ -1,4 +1,5 @@
 //! The only `unsafe`: system calls and foreign functions, each behind a safe function.
+
 #![expect(unsafe_code, reason = "system calls and foreign functions live here and nowhere else")]
 
 pub mod file_handle;

@@ -1,0 +1,278 @@
+//! The control socket: one JSON request per line, one JSON answer per line.
+//!
+//! ```text
+//! {"op":"status"}                          {"ok":true,"status":{...}}
+//! {"op":"sync"}                            {"ok":true}
+//! {"op":"unmount"}                         {"ok":true}
+//! {"op":"replace-config","config":"..."}   {"ok":false,"error":"..."}
+//! ```
+
+use std::fs::{DirBuilder, Permissions};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::unistd::geteuid;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// A request carries a configuration at most, which is bounded at a quarter of this.
+const REQUEST_BYTES_MAX: u64 = 1 << 20;
+/// How long a client may take to send a request or to take an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Connections at a time.
+const CLIENTS_MAX: usize = 8;
+
+/// What the daemon asks of the volume that it serves.
+pub trait VolumeControl: Send + Sync {
+    /// State for `atrest status --json`: an object.
+    fn status_json(&self) -> Value;
+    /// Returns when everything handed over so far is durable.
+    ///
+    /// # Errors
+    /// What could not be made durable, in words.
+    fn sync(&self) -> Result<(), String>;
+    /// Takes a new configuration over, after verifying it.
+    ///
+    /// # Errors
+    /// Why it is refused, in words.
+    fn replace_config(&self, bytes: &[u8]) -> Result<(), String>;
+    /// Makes everything durable, wipes keys and releases the volume's lock.
+    ///
+    /// # Errors
+    /// What was lost, in words.
+    fn close(&self) -> Result<(), String>;
+}
+
+/// What clients may ask for.
+#[derive(Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case", deny_unknown_fields)]
+enum Request {
+    Status,
+    Sync,
+    Unmount,
+    ReplaceConfig { config: String },
+}
+
+/// What answers requests.
+pub(super) struct Handler {
+    pub(super) volume: Arc<dyn VolumeControl>,
+    /// Adds what the daemon knows to the volume's status.
+    pub(super) status: Box<dyn Fn(Value) -> Value + Send + Sync>,
+    /// Unmounts, or says why not.
+    pub(super) unmount: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
+}
+
+/// A socket that accepts clients; the file is removed when it is dropped.
+pub(super) struct Server {
+    path: PathBuf,
+}
+
+impl Server {
+    /// Listens at `path` and serves each client on a thread.
+    pub(super) fn start(path: &Path, handler: Handler) -> io::Result<Self> {
+        if let Some(directory) = path.parent() {
+            DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        }
+        // The volume's lock is ours, so a socket that is there is left over from a dead daemon.
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
+        let handler = Arc::new(handler);
+        let thread = std::thread::Builder::new().name("atrest-control".to_owned());
+        thread.spawn(move || accept(&listener, &handler))?;
+        Ok(Self { path: path.to_owned() })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            log::warn!("cannot remove {}: {error}", self.path.display());
+        }
+    }
+}
+
+fn accept(listener: &UnixListener, handler: &Arc<Handler>) {
+    let clients = Arc::new(AtomicUsize::new(0));
+    for stream in listener.incoming() {
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(error) => {
+                log::warn!("control socket: {error}");
+                std::thread::sleep(Duration::from_millis(100));
+                continue;
+            }
+        };
+        if clients.fetch_add(1, Ordering::Relaxed) >= CLIENTS_MAX {
+            clients.fetch_sub(1, Ordering::Relaxed);
+            continue;
+        }
+        let (handler, count) = (handler.clone(), clients.clone());
+        let thread = std::thread::Builder::new().name("atrest-client".to_owned());
+        let spawned = thread.spawn(move || {
+            let serve = std::panic::AssertUnwindSafe(|| serve(&stream, &handler));
+            if let Ok(Err(error)) = std::panic::catch_unwind(serve) {
+                log::debug!("control socket: a client went away: {error}");
+            }
+            count.fetch_sub(1, Ordering::Relaxed);
+        });
+        if spawned.is_err() {
+            clients.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn serve(stream: &UnixStream, handler: &Handler) -> io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let peer = getsockopt(stream, PeerCredentials)?;
+    if peer.uid() != geteuid().as_raw() && peer.uid() != 0 {
+        log::warn!("control socket: refused process {} of user {}", peer.pid(), peer.uid());
+        return answer(stream, &refusal("only the user who mounted, and root, may ask"));
+    }
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut line = Vec::new();
+        (&mut reader).take(REQUEST_BYTES_MAX + 1).read_until(b'\n', &mut line)?;
+        if line.is_empty() {
+            return Ok(());
+        }
+        if line.len() as u64 > REQUEST_BYTES_MAX {
+            return answer(stream, &refusal("the request is too long"));
+        }
+        answer(stream, &reply(&line, handler))?;
+    }
+}
+
+fn reply(line: &[u8], handler: &Handler) -> Value {
+    let request = match serde_json::from_slice(line) {
+        Ok(request) => request,
+        Err(error) => return refusal(&format!("the request is not understood: {error}")),
+    };
+    let result = match request {
+        Request::Status => {
+            let status = (handler.status)(handler.volume.status_json());
+            return json!({ "ok": true, "status": status });
+        }
+        Request::Sync => handler.volume.sync(),
+        Request::Unmount => (handler.unmount)(),
+        Request::ReplaceConfig { config } => handler.volume.replace_config(config.as_bytes()),
+    };
+    match result {
+        Ok(()) => json!({ "ok": true }),
+        Err(error) => refusal(&error),
+    }
+}
+
+fn refusal(error: &str) -> Value {
+    json!({ "ok": false, "error": error })
+}
+
+fn answer(mut stream: &UnixStream, value: &Value) -> io::Result<()> {
+    stream.write_all(format!("{value}\n").as_bytes())
+}
+
+/// Asks a running daemon and waits for its answer.
+///
+/// # Errors
+/// `NotFound` or `ConnectionRefused` if no daemon listens at `socket`; `Other` with the daemon's
+/// words if it refuses.
+pub fn ask(socket: &Path, request: &Value, patience: Duration) -> io::Result<Value> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.write_all(format!("{request}\n").as_bytes())?;
+    let mut line = String::new();
+    BufReader::new(&stream).take(REQUEST_BYTES_MAX).read_line(&mut line)?;
+    let value: Value = serde_json::from_str(&line).map_err(io::Error::other)?;
+    if value["ok"] == Value::Bool(true) {
+        return Ok(value);
+    }
+    Err(io::Error::other(value["error"].as_str().unwrap_or("no reason is given").to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Fake;
+
+    impl VolumeControl for Fake {
+        fn status_json(&self) -> Value {
+            json!({ "sequence": 7 })
+        }
+
+        fn sync(&self) -> Result<(), String> {
+            Err("the disk is gone".to_owned())
+        }
+
+        fn replace_config(&self, bytes: &[u8]) -> Result<(), String> {
+            if bytes == b"new" { Ok(()) } else { Err("refused".to_owned()) }
+        }
+
+        fn close(&self) -> Result<(), String> {
+            Ok(())
+        }
+    }
+
+    fn server(directory: &Path) -> (Server, PathBuf) {
+        let path = directory.join("run/x.sock");
+        let handler = Handler {
+            volume: Arc::new(Fake),
+            status: Box::new(|mut status| {
+                status["pid"] = json!(1);
+                status
+            }),
+            unmount: Box::new(|| Err("busy".to_owned())),
+        };
+        (Server::start(&path, handler).unwrap(), path)
+    }
+
+    /// Each request gets its answer; a refusal carries the volume's words.
+    #[test]
+    fn answers() {
+        let directory = tempfile::tempdir().unwrap();
+        let (server, path) = server(directory.path());
+        let ask = |request| super::ask(&path, &request, PATIENCE);
+        let status = ask(json!({ "op": "status" })).unwrap();
+        assert_eq!(status["status"], json!({ "sequence": 7, "pid": 1 }));
+        ask(json!({ "op": "replace-config", "config": "new" })).unwrap();
+        assert_eq!(ask(json!({ "op": "sync" })).unwrap_err().to_string(), "the disk is gone");
+        assert_eq!(ask(json!({ "op": "unmount" })).unwrap_err().to_string(), "busy");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        drop(server);
+        assert!(!path.exists());
+    }
+
+    /// Malformed, unknown and oversized requests are refused with a reason, and the server goes on.
+    #[test]
+    fn refuses_what_it_does_not_understand() {
+        let directory = tempfile::tempdir().unwrap();
+        let (_server, path) = server(directory.path());
+        let long = "x".repeat(REQUEST_BYTES_MAX as usize + 1);
+        let cases =
+            ["", "{}", "[1", "{\"op\":\"x\"}", "{\"op\":\"sync\",\"more\":1}", "\u{0}", &long];
+        for case in cases {
+            let mut stream = UnixStream::connect(&path).unwrap();
+            // The server may hang up before it has read all of a request that is too long.
+            let _ = stream.write_all(case.as_bytes());
+            let _ = stream.write_all(b"\n");
+            let mut line = String::new();
+            let _ = BufReader::new(&stream).read_line(&mut line);
+            if case.len() < 100 {
+                let value: Value = serde_json::from_str(&line).expect(case);
+                assert_eq!(value["ok"], json!(false), "{case}");
+            }
+        }
+        super::ask(&path, &json!({ "op": "status" }), PATIENCE).unwrap();
+    }
+}
