@@ -124,7 +124,8 @@ clean_below() {
 
 # Mount points below a directory, deepest and newest first.
 mounts_below() {
-  awk -v d="$1/" 'index($5, d) == 1 { print $5 }' /proc/self/mountinfo | tac
+  awk -v d="$1/" 'index($5, d) == 1 { below[++n] = $5 }
+    END { while (n) print below[n--] }' /proc/self/mountinfo
 }
 
 # Processes that serve a mount below a directory: their command line names it.
