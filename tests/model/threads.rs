@@ -1,7 +1,7 @@
 //! Several threads at once: no deadlock, and afterwards entries, links and sizes agree.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use atrest::crypto::Cipher;
@@ -55,6 +55,84 @@ fn threads_leave_a_consistent_tree() {
     check(&mounted);
     mounted.close();
     check(&backing.open(true));
+}
+
+/// A file is replaced by renaming over and over: whoever looks finds the old or the new one, never
+/// none, and what it finds can be opened unless it was replaced meanwhile.
+#[test]
+fn a_replaced_name_is_never_absent() {
+    let backing = Backing::new(Cipher::Aes256Gcm);
+    let mounted = backing.open(false);
+    let tree = &mounted.tree;
+    tree.mknod(CALLER, ROOT, b"target", 0o644, 0).expect("a new name");
+    let (done, seen) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let found = tree.lookup(ROOT, b"target").expect("there always is one");
+                    match tree.open(found.ino, false, false) {
+                        Ok(handle) => {
+                            let mut buffer = Vec::new();
+                            tree.read(found.ino, 0, 1, &mut buffer).expect("it is open");
+                            tree.release(found.ino, handle);
+                        }
+                        Err(error) => assert_eq!(error.errno(), libc::ESTALE),
+                    }
+                    seen.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let _done = SetOnDrop(&done);
+        for _ in 0..count(60_000) / 3 {
+            tree.mknod(CALLER, ROOT, b"temporary", 0o644, 0).expect("the name is free");
+            tree.rename(ROOT, b"temporary", ROOT, b"target", RenameFlags::default())
+                .expect("it was just made");
+        }
+    });
+    assert!(seen.into_inner() > 100, "nobody looked");
+    check(&mounted);
+}
+
+/// Two threads move two directories into each other: never both, or they would be cut off from the
+/// root.
+#[test]
+fn directories_do_not_move_into_each_other() {
+    let backing = Backing::new(Cipher::Aes256Gcm);
+    let mounted = backing.open(false);
+    let tree = &mounted.tree;
+    let make = |name| tree.mkdir(CALLER, ROOT, name, 0o755).expect("a new name").ino;
+    let (first, second) = (make(b"first"), make(b"second"));
+    let moved = AtomicUsize::new(0);
+    let shuttle = |name: &[u8], into: Ino| {
+        let none = RenameFlags::default();
+        for _ in 0..count(60_000) / 2 {
+            match tree.rename(ROOT, name, into, name, none) {
+                Ok(()) => {
+                    let above = tree.lookup(into, b"..").expect("it has a parent");
+                    assert_eq!(above.ino, ROOT, "both were moved");
+                    tree.rename(into, name, ROOT, name, none).expect("it was moved there");
+                    moved.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(error) => assert_eq!(error.errno(), libc::EINVAL, "{error:?}"),
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| shuttle(b"first", second));
+        scope.spawn(|| shuttle(b"second", first));
+    });
+    assert!(moved.into_inner() > 100, "nothing was moved");
+    check(&mounted);
+}
+
+/// So that threads that wait for the end end also when the test panics.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// A deadlock must fail the test, not hang it.
