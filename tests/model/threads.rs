@@ -94,24 +94,27 @@ fn a_replaced_name_is_never_absent() {
     check(&mounted);
 }
 
-/// Two threads move two directories into each other: never both, or they would be cut off from the
-/// root.
+/// Two threads move `/1/one` to `/2/two/below` and `/2/two` to `/1/one/below`: never both, or they
+/// would be cut off from the root. The moves have no directory in common, so that only the order of
+/// all such moves keeps them apart.
 #[test]
 fn directories_do_not_move_into_each_other() {
     let backing = Backing::new(Cipher::Aes256Gcm);
     let mounted = backing.open(false);
     let tree = &mounted.tree;
-    let make = |name| tree.mkdir(CALLER, ROOT, name, 0o755).expect("a new name").ino;
-    let (first, second) = (make(b"first"), make(b"second"));
+    let make = |parent, name: &[u8]| tree.mkdir(CALLER, parent, name, 0o755).expect("new").ino;
+    let homes = [make(ROOT, b"1"), make(ROOT, b"2")];
+    let tops = [make(homes[0], b"one"), make(homes[1], b"two")];
+    let belows = [make(tops[0], b"below"), make(tops[1], b"below")];
     let moved = AtomicUsize::new(0);
-    let shuttle = |name: &[u8], into: Ino| {
+    let shuttle = |name: &[u8], own: usize, other: usize| {
         let none = RenameFlags::default();
         for _ in 0..count(60_000) / 2 {
-            match tree.rename(ROOT, name, into, name, none) {
+            match tree.rename(homes[own], name, belows[other], name, none) {
                 Ok(()) => {
-                    let above = tree.lookup(into, b"..").expect("it has a parent");
-                    assert_eq!(above.ino, ROOT, "both were moved");
-                    tree.rename(into, name, ROOT, name, none).expect("it was moved there");
+                    let above = tree.lookup(tops[other], b"..").expect("it has a parent");
+                    assert_eq!(above.ino, homes[other], "both were moved");
+                    tree.rename(belows[other], name, homes[own], name, none).expect("it is there");
                     moved.fetch_add(1, Ordering::Relaxed);
                 }
                 Err(error) => assert_eq!(error.errno(), libc::EINVAL, "{error:?}"),
@@ -119,8 +122,8 @@ fn directories_do_not_move_into_each_other() {
         }
     };
     std::thread::scope(|scope| {
-        scope.spawn(|| shuttle(b"first", second));
-        scope.spawn(|| shuttle(b"second", first));
+        scope.spawn(|| shuttle(b"one", 0, 1));
+        scope.spawn(|| shuttle(b"two", 1, 0));
     });
     assert!(moved.into_inner() > 100, "nothing was moved");
     check(&mounted);
