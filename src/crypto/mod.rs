@@ -1,7 +1,7 @@
 //! Primitives with our parameters fixed, and secrets. No I/O, no policy, no byte layouts.
 //!
-//! Two backends seal pages: `aws` (aws-lc, the default: the fastest, and in constant time also where
-//! the processor has no AES instructions) and `portable` (RustCrypto), the oracle of the tests.
+//! Two backends seal pages: `aws` (aws-lc, the default: the fastest, and in constant time also
+//! where the processor has no AES instructions) and `portable` (RustCrypto), the tests' oracle.
 
 pub mod kdf;
 pub mod page;

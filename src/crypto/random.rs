@@ -1,9 +1,9 @@
 //! Randomness and nonces.
 //!
 //! The generator is aws-lc's: a CTR_DRBG per thread, seeded by the operating system, that notices
-//! `fork` and the resumption of a virtual machine's snapshot (where the kernel reports it), so a
-//! key costs less than half a microsecond and a clone does not repeat it. It ends the process rather than return
-//! without entropy.
+//! `fork` and the resumption of a virtual machine's snapshot (where the kernel reports it). So a
+//! key costs less than half a microsecond, and a clone does not repeat it. It ends the process
+//! rather than return without entropy.
 
 use parking_lot::Mutex;
 

@@ -11,6 +11,11 @@ use crate::sys::memory::LockedBytes;
 /// and is never compared with a short-circuiting `==`. Moves leave no copies, because only the
 /// address moves.
 ///
+/// ```
+/// let key = atrest::crypto::random::secret(32);
+/// assert_eq!(key.len(), 32);
+/// ```
+///
 /// ```compile_fail,E0599
 /// let key = atrest::crypto::random::secret(32);
 /// let copy = key.clone();

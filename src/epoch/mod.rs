@@ -1,1 +1,405 @@
 //! The overlay over the tree, and the one protocol that makes it durable.
+//!
+//! Operations change only memory: the *open* epoch. Sealing makes it the *sealed* one in
+//! microseconds; [`Epochs::commit`] makes the sealed one *durable* while a new one is open. The order
+//! of syncs is argued in [`crate::manual::crash`].
+//!
+//! Lock order: `committer`, then `gate`, then a shard of the overlay or `open`.
+
+mod commit;
+mod delta;
+mod nodes;
+mod open;
+mod overlay;
+mod superblocks;
+
+pub use commit::CommitOptions;
+pub use nodes::DamageCounters;
+pub use open::{OpenError, OpenOptions, OpenReport};
+pub use overlay::{Key, Value};
+pub use superblocks::Refused;
+
+use crate::format::VolumeId;
+use crate::format::record::Table;
+use crate::format::superblock::Superblock;
+use crate::key::VolumeKeys;
+use crate::space::{Deferred, DurableBitmaps, Pin, SlotRun, Space};
+use crate::storage::Storage;
+use crate::tree::{self, Root, ValueRef};
+use delta::Delta;
+use nodes::NodeStore;
+use overlay::Overlay;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use std::collections::BTreeSet;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// Data of the open epoch above which it is sealed without waiting for the timer, in bytes.
+pub const DATA_BYTES_SOFT: u64 = 256 << 20;
+/// Data above which writers wait for the sealed epoch.
+const DATA_BYTES_HARD: u64 = 384 << 20;
+/// Memory of the open epoch above which it is sealed, in bytes.
+pub const OVERLAY_BYTES_SOFT: usize = 24 << 20;
+/// Memory above which operations wait for the sealed epoch.
+const OVERLAY_BYTES_HARD: usize = 40 << 20;
+/// Tree nodes that one changed record may cost, for the reserve: a leaf and its share of the path.
+const NODES_PER_RECORD: u64 = 2;
+/// Records looked at in one step of a range.
+const WINDOW_RECORDS: usize = 512;
+
+/// Why an epoch operation failed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// The tree could not be read or written.
+    #[error(transparent)]
+    Tree(#[from] tree::Error),
+    /// No space is left for new work.
+    #[error("no space is left on the volume")]
+    NoSpace,
+    /// An earlier failure stopped all writing until the volume is opened again.
+    #[error("writing stopped after an earlier error: {0}")]
+    Poisoned(Arc<str>),
+    /// The volume was opened for reading only.
+    #[error("the volume is open read-only")]
+    ReadOnly,
+}
+
+/// A record's value, borrowed from a tree node or shared with the overlay.
+pub enum Record {
+    /// From the overlay.
+    Overlay(Arc<[u8]>),
+    /// From a leaf.
+    Leaf(ValueRef),
+}
+
+impl Deref for Record {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Overlay(value) => value,
+            Self::Leaf(value) => value,
+        }
+    }
+}
+
+/// What the open epoch did besides changing records.
+#[derive(Default)]
+struct OpenData {
+    runs: Vec<SlotRun>,
+    segments: BTreeSet<u32>,
+    bytes: u64,
+}
+
+/// State that only the thread that ends an epoch touches.
+struct Committer {
+    bitmaps: DurableBitmaps,
+    /// Changes of the last durable epoch's nodes, not yet in `bitmaps`.
+    delta: Delta,
+    superblock: Superblock,
+}
+
+/// The engine under a volume: records in, durable tree out.
+pub struct Epochs {
+    storage: Arc<dyn Storage>,
+    keys: Arc<VolumeKeys>,
+    volume_id: VolumeId,
+    /// The allocator of slots.
+    pub space: Space,
+    deferred: Deferred,
+    nodes: NodeStore,
+    overlay: Overlay,
+    /// Held shared while records change, alone while the epoch is sealed. Holds the open epoch's
+    /// number.
+    gate: RwLock<u64>,
+    open: Mutex<OpenData>,
+    root: RwLock<Option<Root>>,
+    committer: Mutex<Committer>,
+    durable: AtomicU64,
+    /// The reserve could not be filled: only work that frees space is accepted.
+    full: AtomicBool,
+    poisoned: Mutex<Option<Arc<str>>>,
+    is_poisoned: AtomicBool,
+    read_only: bool,
+    /// Called when the open epoch is large enough to be sealed at once.
+    on_pressure: Mutex<Option<Box<dyn Fn() + Send>>>,
+    pressed: AtomicBool,
+    on_seal: Mutex<Option<SealHook>>,
+    decode_slots: SlotDecoder,
+}
+
+/// Gives the record that every epoch stores; see [`Epochs::on_seal`].
+type SealHook = Box<dyn Fn() -> (Key, Value) + Send>;
+
+/// Tells which slots a record's value refers to; how the engine accounts for data without knowing
+/// what it is. Called with key and value; `Err` names a malformed record.
+pub type SlotDecoder = Box<
+    dyn Fn(&[u8], &[u8], &mut Vec<crate::format::Slot>) -> Result<(), &'static str> + Send + Sync,
+>;
+
+/// Changes that become durable together; see [`Epochs::change`].
+pub struct Change<'a> {
+    epochs: &'a Epochs,
+    _gate: RwLockReadGuard<'a, u64>,
+}
+
+impl Change<'_> {
+    /// Stores (`Some`) or deletes (`None`) a record.
+    pub fn put(&mut self, key: impl Into<Key>, value: Value) {
+        self.epochs.overlay.put(key.into(), value);
+    }
+
+    /// Says that a record stored through this change refers to these freshly written slots.
+    pub fn refer_to(&mut self, runs: &[SlotRun]) {
+        let mut open = self.epochs.open.lock();
+        for run in runs {
+            open.runs.push(*run);
+            open.segments.insert(run.first.segment());
+            open.bytes += u64::from(run.count) * crate::format::PAGE_BYTES as u64;
+        }
+    }
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        self.epochs.notice_pressure();
+    }
+}
+
+impl Epochs {
+    /// Starts a set of changes. `frees`: it only removes or replaces, and is let through when the
+    /// volume is full.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`], [`Error::Poisoned`], [`Error::ReadOnly`].
+    pub fn change(&self, frees: bool) -> Result<Change<'_>, Error> {
+        self.check_writable()?;
+        if self.full.load(Ordering::Relaxed) && !frees {
+            return Err(Error::NoSpace);
+        }
+        self.throttle()?;
+        Ok(Change { epochs: self, _gate: self.gate.read() })
+    }
+
+    /// # Errors
+    /// If nothing may be written.
+    pub fn check_writable(&self) -> Result<(), Error> {
+        if self.read_only {
+            return Err(Error::ReadOnly);
+        }
+        if self.is_poisoned.load(Ordering::Acquire) {
+            let reason = self.poisoned.lock().clone().unwrap_or_default();
+            return Err(Error::Poisoned(reason));
+        }
+        Ok(())
+    }
+
+    /// Whether the volume is too full for new work.
+    pub fn is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
+    }
+
+    /// Waits for the sealed epoch when the open one is at its limit.
+    fn throttle(&self) -> Result<(), Error> {
+        let (records, bytes) = self.overlay.size();
+        let data = self.open.lock().bytes;
+        let nodes = records as u64 * NODES_PER_RECORD;
+        let tight = nodes > 64 && nodes * 2 > self.space.nodes_backed();
+        if bytes > OVERLAY_BYTES_HARD || data > DATA_BYTES_HARD || tight {
+            let open = *self.gate.read();
+            self.commit_through(open)?;
+        }
+        Ok(())
+    }
+
+    fn notice_pressure(&self) {
+        let (_, bytes) = self.overlay.size();
+        let pressed = bytes > OVERLAY_BYTES_SOFT || self.open.lock().bytes > DATA_BYTES_SOFT;
+        if pressed && !self.pressed.swap(true, Ordering::Relaxed) {
+            if let Some(wake) = &*self.on_pressure.lock() {
+                wake();
+            }
+        }
+    }
+
+    /// Sets what is called when the open epoch should be committed at once.
+    pub fn on_pressure(&self, wake: Box<dyn Fn() + Send>) {
+        *self.on_pressure.lock() = Some(wake);
+    }
+
+    /// Sets what is called while an epoch is sealed; the record it returns belongs to that epoch. It
+    /// must not take locks.
+    pub fn on_seal(&self, hook: Box<dyn Fn() -> (Key, Value) + Send>) {
+        *self.on_seal.lock() = Some(hook);
+    }
+
+    /// Visits all records of a table in the durable tree, as it was when the volume was opened or
+    /// last committed.
+    ///
+    /// # Errors
+    /// If the tree is damaged there.
+    pub fn scan_durable(
+        &self,
+        table: Table,
+        visit: &mut dyn FnMut(&[u8], &[u8]),
+    ) -> Result<(), Error> {
+        let _pin = self.pin();
+        let root = *self.root.read();
+        let (from, to) = ([table as u8], [table as u8 + 1]);
+        tree::range(&self.nodes, root.as_ref(), &from, &to, &mut |key, value| {
+            visit(key, value);
+            std::ops::ControlFlow::Continue(())
+        })?;
+        Ok(())
+    }
+
+    /// Keeps slots that are looked up from now on from being written again.
+    pub fn pin(&self) -> Pin {
+        self.deferred.pin()
+    }
+
+    /// The value of a record.
+    ///
+    /// # Errors
+    /// If the tree is damaged there.
+    pub fn get(&self, key: &[u8]) -> Result<Option<Record>, Error> {
+        if let Some(value) = self.overlay.get(key) {
+            return Ok(value.map(Record::Overlay));
+        }
+        // The root is read after the overlay: a sealed epoch leaves the overlay only after the tree
+        // that contains it was installed. The pin keeps that tree's slots from being reused.
+        let _pin = self.pin();
+        let root = *self.root.read();
+        Ok(tree::get(&self.nodes, root.as_ref(), key)?.map(Record::Leaf))
+    }
+
+    /// Visits the records of `from..to`, which all belong to one owner, in key order, until `visit`
+    /// returns false. `visit` may read records.
+    ///
+    /// # Errors
+    /// If the tree is damaged in the range.
+    pub fn range(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), Error> {
+        let mut from = from.to_vec();
+        loop {
+            let (records, next) = self.range_step(&from, to)?;
+            for (key, value) in &records {
+                if !visit(key, value) {
+                    return Ok(());
+                }
+            }
+            match next {
+                Some(next) => from = next,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Merged records of the first part of a range, and where the next part starts.
+    #[allow(clippy::type_complexity)]
+    fn range_step(
+        &self,
+        from: &[u8],
+        to: &[u8],
+    ) -> Result<(Vec<(Key, Arc<[u8]>)>, Option<Vec<u8>>), Error> {
+        let window = self.overlay.window(from, to, WINDOW_RECORDS);
+        let mut end = to.to_vec();
+        if window.cut {
+            let (last, _) = window.records.last().expect("a cut window has records");
+            end = last.to_vec();
+            end.push(0);
+        }
+        let mut merged = Vec::new();
+        let mut stopped = None;
+        let mut overrides = window.records.into_iter().peekable();
+        let _pin = self.pin();
+        let root = *self.root.read();
+        tree::range(&self.nodes, root.as_ref(), from, &end, &mut |key, value| {
+            while let Some((over, value)) = overrides.next_if(|(over, _)| &**over < key) {
+                merged.extend(value.map(|value| (over, value)));
+            }
+            if overrides.peek().is_none_or(|(over, _)| &**over != key) {
+                merged.push((Key::from(key), Arc::from(value)));
+            }
+            if merged.len() < WINDOW_RECORDS {
+                return std::ops::ControlFlow::Continue(());
+            }
+            let mut next = key.to_vec();
+            next.push(0);
+            if let Some((_, value)) = overrides.next_if(|(over, _)| &**over == key) {
+                merged.extend(value.map(|value| (Key::from(key), value)));
+            }
+            stopped = Some(next);
+            std::ops::ControlFlow::Break(())
+        })?;
+        if stopped.is_none() {
+            merged.extend(overrides.filter_map(|(key, value)| value.map(|value| (key, value))));
+        }
+        let next = stopped.or_else(|| (end != to).then_some(end));
+        Ok((merged, next))
+    }
+
+    /// Number of the last durable epoch.
+    pub fn durable(&self) -> u64 {
+        self.durable.load(Ordering::Acquire)
+    }
+
+    /// The damage found since the volume was opened.
+    pub fn damage(&self) -> &DamageCounters {
+        &self.nodes.damage
+    }
+
+    /// The root of the durable tree.
+    pub fn root(&self) -> Option<Root> {
+        *self.root.read()
+    }
+
+    /// Forgets cached nodes and keys.
+    pub fn clear_caches(&self) {
+        self.nodes.clear();
+    }
+
+    /// Whether each copy of a node authenticates on disk, for `fsck`.
+    pub fn check_copies(&self, pointer: &crate::format::NodePointer, level: u8) -> [bool; 2] {
+        self.nodes.check_copies(pointer, level)
+    }
+
+    /// The tree's nodes, for `fsck` and `inspect`.
+    pub fn source(&self) -> &impl tree::NodeSource {
+        &self.nodes
+    }
+
+    /// Slots that the durable tree and its delta chain use, as the bitmaps say, for `fsck`.
+    pub fn slots_in_use(&self, visit: &mut dyn FnMut(crate::format::Slot)) {
+        let committer = self.committer.lock();
+        let freed: BTreeSet<_> = slots_of(&committer.delta.freed).collect();
+        committer.bitmaps.for_each_used(|slot| {
+            if !freed.contains(&slot) {
+                visit(slot);
+            }
+        });
+        slots_of(&committer.delta.used).for_each(visit);
+    }
+
+    /// Slots of the delta chain, for `fsck`.
+    pub fn delta_slots(&self) -> Vec<[crate::format::Slot; 2]> {
+        self.committer.lock().delta.chain.clone()
+    }
+
+    /// The newest durable superblock.
+    pub fn superblock(&self) -> Superblock {
+        self.committer.lock().superblock.clone()
+    }
+}
+
+/// All slots of some runs.
+fn slots_of(runs: &[SlotRun]) -> impl Iterator<Item = crate::format::Slot> + '_ {
+    runs.iter().flat_map(|run| {
+        (0..u64::from(run.count)).map(|index| crate::format::Slot(run.first.0 + index))
+    })
+}

@@ -163,11 +163,14 @@ pub enum ConfigError {
     MacMismatch(u32),
 }
 
+/// MAC of each live epoch, in order of epoch.
+type EpochMacs = Vec<(u32, [u8; 32])>;
+
 /// A configuration that was read and parsed, by nobody vouched for.
 #[derive(Debug)]
 pub struct UnverifiedConfig {
     data: ConfigData,
-    macs: Vec<(u32, [u8; 32])>,
+    macs: EpochMacs,
     bytes: Vec<u8>,
 }
 
@@ -351,7 +354,7 @@ impl Document {
         }
     }
 
-    fn check(self) -> Result<(ConfigData, Vec<(u32, [u8; 32])>), ConfigError> {
+    fn check(self) -> Result<(ConfigData, EpochMacs), ConfigError> {
         let volume_id = VolumeId(unhex("volume_id", &self.volume_id)?);
         let is_name = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
         require(

@@ -5,7 +5,10 @@
 //! byte order is numeric order.
 
 pub mod config;
+pub mod map;
 pub mod node;
+pub mod record;
+pub mod superblock;
 
 /// The format version written into every configuration and superblock.
 pub const FORMAT_VERSION: u16 = 1;

@@ -24,6 +24,36 @@ pub enum Kind {
     BlockDevice,
 }
 
+impl Kind {
+    /// The type that directory entries (`d_type`) and modes (`mode >> 12`) give as a number;
+    /// `None` for a number that is no type.
+    pub fn from_type(number: u8) -> Option<Self> {
+        Some(match number {
+            libc::DT_REG => Self::File,
+            libc::DT_DIR => Self::Directory,
+            libc::DT_LNK => Self::Symlink,
+            libc::DT_FIFO => Self::Fifo,
+            libc::DT_SOCK => Self::Socket,
+            libc::DT_CHR => Self::CharDevice,
+            libc::DT_BLK => Self::BlockDevice,
+            _ => return None,
+        })
+    }
+
+    /// The number that [`Kind::from_type`] takes.
+    pub fn as_type(self) -> u8 {
+        match self {
+            Self::File => libc::DT_REG,
+            Self::Directory => libc::DT_DIR,
+            Self::Symlink => libc::DT_LNK,
+            Self::Fifo => libc::DT_FIFO,
+            Self::Socket => libc::DT_SOCK,
+            Self::CharDevice => libc::DT_CHR,
+            Self::BlockDevice => libc::DT_BLK,
+        }
+    }
+}
+
 /// What `stat(2)` reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attr {

@@ -1,7 +1,10 @@
 //! Filesystem semantics: what POSIX callers observe. No `fuser` types, no bytes on disk.
 
+pub mod acl;
 pub mod attr;
 pub mod error;
+pub mod name;
+pub mod volume;
 
 pub use attr::{Attr, Kind, SetAttr, Time};
 pub use error::Error;
@@ -102,8 +105,8 @@ pub trait Tree: Send + Sync {
     fn setattr(&self, ino: Ino, change: &SetAttr) -> Result<Attr, Error>;
     /// The target of a symbolic link.
     fn readlink(&self, ino: Ino) -> Result<Vec<u8>, Error>;
-    /// Creates a regular file, device, FIFO or socket. `mode` includes the type; `rdev` is 0 but for
-    /// devices.
+    /// Creates a regular file, device, FIFO or socket. `mode` includes the type; `rdev` is 0 but
+    /// for devices.
     fn mknod(
         &self,
         caller: Caller,
@@ -137,8 +140,8 @@ pub trait Tree: Send + Sync {
         new_name: &[u8],
         flags: RenameFlags,
     ) -> Result<(), Error>;
-    /// Opens a file and returns a handle. `truncate` is `O_TRUNC`, `kill_suid` says that set-user-ID
-    /// and set-group-ID must go if it truncates.
+    /// Opens a file and returns a handle. `truncate` is `O_TRUNC`, `kill_suid` says that
+    /// set-user-ID and set-group-ID must go if it truncates.
     fn open(&self, ino: Ino, truncate: bool, kill_suid: bool) -> Result<u64, Error>;
     /// Creates a regular file and opens it.
     fn create(

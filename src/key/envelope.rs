@@ -3,8 +3,10 @@
 //! ```text
 //! KEK          in a provider
 //!  └─ VK       per epoch, wrapped by the KEK of each slot
-//!      ├─ MK   per epoch, wrapped under KDF(VK, "atrest mk wrap v1", volume || epoch)
-//!      └─ DEK  per chunk, wrapped under KDF(VK, "atrest dek wrap v1", volume || epoch || ino || chunk)
+//!      ├─ MK   per epoch, wrapped under
+//!      │       KDF(VK, "atrest mk wrap v1", volume || epoch)
+//!      └─ DEK  per chunk, wrapped under
+//!              KDF(VK, "atrest dek wrap v1", volume || epoch || ino || chunk)
 //! ```
 //!
 //! What a key is for is in the derivation of the key that wraps it, so a wrapped key that is moved

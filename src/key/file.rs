@@ -23,7 +23,7 @@ pub(super) enum FileError {
         source: io::Error,
     },
     /// Others than the owner have access.
-    #[error("{} is open to others (mode {mode:04o}); run: chmod go= {}", path.display(), path.display())]
+    #[error("{0} is open to others (mode {mode:04o}); run: chmod go= {0}", path.display())]
     Permissions {
         /// Which.
         path: PathBuf,

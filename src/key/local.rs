@@ -289,9 +289,10 @@ impl Document<'_> {
                 // The decoder estimates its output in whole groups of three bytes.
                 let mut decoded = Zeroizing::new([0; 48]);
                 match STANDARD.decode_slice(entry.key, &mut *decoded) {
-                    Ok(32) => Ok(bytes.copy_from_slice(&decoded[..32])),
-                    _ => Err(()),
+                    Ok(32) => bytes.copy_from_slice(&decoded[..32]),
+                    _ => return Err(()),
                 }
+                Ok(())
             });
             let VersionEntry { version, enabled, created, .. } = *entry;
             Some(Version { version, enabled, created, key: key.ok()? })
@@ -416,4 +417,191 @@ fn configuration(name: &str, problem: String) -> KekError {
 
 fn problem(name: &str, error: FileError) -> KekError {
     file_error(error, &uri(name), "")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, KeyStore) {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let store = KeyStore::new(directory.path().join("deep/keys"));
+        (directory, store)
+    }
+
+    fn set_mode(path: &Path, mode: u32) {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).expect("it is ours");
+    }
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).expect("it exists").permissions().mode() & 0o7777
+    }
+
+    /// What is made is the owner's alone, and is listed; nothing else is.
+    #[test]
+    fn create_and_list() {
+        let (_directory, store) = store();
+        assert_eq!(store.list().expect("no store, no keys"), []);
+        let made = store.create("default").expect("writable");
+        store.create("a.b-c_1").expect("writable");
+        assert_eq!(store.rotate("default").expect("it exists"), 2);
+        store.set_enabled("default", 1, false).expect("it exists");
+        std::fs::write(store.directory().join("NOT A KEY.json"), "x").expect("writable");
+        let list = store.list().expect("readable");
+        let names: Vec<_> = list.iter().map(|key| key.name.as_str()).collect();
+        assert_eq!(names, ["a.b-c_1", "default"]);
+        assert_eq!(list[1].key_id, made.key_id);
+        let versions = list[1].versions.iter().map(|v| (v.version, v.enabled));
+        assert_eq!(versions.collect::<Vec<_>>(), [(1, false), (2, true)]);
+        assert_eq!(mode(store.directory()), 0o700);
+        assert_eq!(mode(&store.directory().join("default.json")), 0o600);
+    }
+
+    /// A second key of the same name would make the first one's volumes unreadable.
+    #[test]
+    fn create_refuses_to_replace() {
+        let (_directory, store) = store();
+        let made = store.create("default").expect("writable");
+        let error = store.create("default").expect_err("it exists");
+        assert!(matches!(error.kind(), KekErrorKind::Configuration { .. }), "{error}");
+        assert_eq!(store.list().expect("readable")[0].key_id, made.key_id);
+    }
+
+    /// Names that would leave the directory, hide or collide are refused.
+    #[test]
+    fn names() {
+        let (_directory, store) = store();
+        let long = "x".repeat(65);
+        for name in ["", "..", ".hidden", "a/b", "../a", "A", "a b", "a.", "é", "a\0", &long] {
+            let error = store.create(name).expect_err(name);
+            assert!(matches!(error.kind(), KekErrorKind::Configuration { .. }), "{name}");
+        }
+        store.create(&long[..64]).expect("64 bytes are a name");
+    }
+
+    /// A directory or file that others can get at is refused with what to do; so is a link.
+    #[test]
+    fn permissions() {
+        let (_directory, store) = store();
+        store.create("default").expect("writable");
+        let file = store.directory().join("default.json");
+        for (path, loose, tight) in
+            [(store.directory(), 0o750, 0o700), (&file, 0o640, 0o600), (&file, 0o604, 0o600)]
+        {
+            set_mode(path, loose);
+            let error = store.rotate("default").expect_err("others can read it");
+            assert!(matches!(error.kind(), KekErrorKind::Configuration { .. }), "{error}");
+            assert!(error.to_string().contains("chmod go= "), "{error}");
+            set_mode(path, tight);
+            store.rotate("default").expect("nobody else can read it");
+        }
+        std::fs::rename(&file, store.directory().join("elsewhere")).expect("writable");
+        std::os::unix::fs::symlink("elsewhere", &file).expect("writable");
+        let error = store.list().expect_err("a link is not a key");
+        assert!(matches!(error.kind(), KekErrorKind::Configuration { .. }), "{error}");
+    }
+
+    /// A missing key, store or version is gone, and a key that was made again is another key.
+    #[test]
+    fn gone() {
+        let (directory, store) = store();
+        let options = ProviderOptions {
+            key_store: Some(store.directory().to_owned()),
+            ..ProviderOptions::default()
+        };
+        let provider = from_uri("local:", &options).expect("the name is allowed");
+        assert_eq!(provider.uri(), "local:default");
+        let secret = random::secret(32);
+        let is_gone = |error: &KekError| {
+            assert!(matches!(error.kind(), KekErrorKind::Gone { recoverable: false }), "{error}");
+        };
+        is_gone(&provider.wrap(&[&secret]).expect_err("no store, and not to be made"));
+        assert!(!directory.path().join("deep").exists());
+        is_gone(&store.rotate("default").expect_err("no store"));
+        store.create("default").expect("writable");
+        is_gone(&store.set_enabled("default", 2, true).expect_err("no version 2"));
+        let Wrapped { mut kek, blobs } = provider.wrap(&[&secret]).expect("it exists");
+        assert!(provider.unwrap(&kek, &blobs[0]).expect("just wrapped").is_same(&secret));
+        kek.key_version = "2".into();
+        is_gone(&provider.unwrap(&kek, &blobs[0]).err().expect("no version 2"));
+        kek.key_version = "01".into();
+        is_gone(&provider.unwrap(&kek, &blobs[0]).err().expect("versions have one spelling"));
+        kek.key_version = "1".into();
+        std::fs::remove_file(store.directory().join("default.json")).expect("it exists");
+        is_gone(&provider.unwrap(&kek, &blobs[0]).err().expect("deleted"));
+        store.create("default").expect("writable");
+        is_gone(&provider.unwrap(&kek, &blobs[0]).err().expect("another key"));
+    }
+
+    /// A disabled version neither wraps nor unwraps; a changed blob is `Integrity`.
+    #[test]
+    fn disabled_and_changed() {
+        let (_directory, store) = store();
+        let options = ProviderOptions {
+            key_store: Some(store.directory().to_owned()),
+            create_local_key: true,
+            ..ProviderOptions::default()
+        };
+        let provider = from_uri("local:web", &options).expect("the name is allowed");
+        let secret = random::secret(32);
+        let Wrapped { kek, mut blobs } = provider.wrap(&[&secret]).expect("it is made");
+        store.set_enabled("web", 1, false).expect("it exists");
+        let errors = [provider.wrap(&[&secret]).err(), provider.unwrap(&kek, &blobs[0]).err()];
+        for error in errors {
+            let error = error.expect("the version is disabled");
+            assert!(matches!(error.kind(), KekErrorKind::Disabled) && error.is_definitive());
+        }
+        store.set_enabled("web", 1, true).expect("it exists");
+        assert!(provider.unwrap(&kek, &blobs[0]).is_ok());
+        blobs[0][3] ^= 1;
+        let error = provider.unwrap(&kek, &blobs[0]).err().expect("one bit was changed");
+        assert!(matches!(error.kind(), KekErrorKind::Integrity) && !error.is_definitive());
+    }
+
+    /// Rotations at once lose no version, and whoever reads meanwhile sees a whole file. Each
+    /// thread has its own store, as each process would.
+    #[test]
+    fn concurrent_use() {
+        let (_directory, store) = store();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let store = KeyStore::new(store.directory().to_owned());
+                    // One of the threads makes the key, the others find it.
+                    _ = store.create("default");
+                    for _ in 0..10 {
+                        store.rotate("default").expect("it exists");
+                        assert_eq!(store.list().expect("readable").len(), 1);
+                    }
+                });
+            }
+        });
+        assert_eq!(store.list().expect("readable")[0].versions.len(), 81);
+    }
+
+    /// A key file that is not exactly what this program writes is refused, whatever is wrong.
+    #[test]
+    fn damaged() {
+        let (_directory, store) = store();
+        store.create("default").expect("writable");
+        let path = store.directory().join("default.json");
+        let good = std::fs::read_to_string(&path).expect("text");
+        for (from, to) in [
+            ("\"format\": 1", "\"format\": 2"),
+            ("\"name\": \"default\"", "\"name\": \"other\""),
+            ("\"version\": 1", "\"version\": 2"),
+            ("\"version\": 1", "\"version\": 1, \"more\": 1"),
+            ("\"key\": \"", "\"key\": \"AAAA"),
+            ("\"key_id\": \"", "\"key_id\": \"0"),
+            ("}", ""),
+        ] {
+            let bad = good.replacen(from, to, 1);
+            assert_ne!(bad, good);
+            std::fs::write(&path, bad).expect("writable");
+            let error = store.rotate("default").expect_err(to);
+            assert!(error.to_string().contains("damaged"), "{error}");
+        }
+    }
 }

@@ -34,7 +34,7 @@ pub struct Cost {
 }
 
 impl Default for Cost {
-    /// RFC 9106 section 4, second recommended option.
+    /// RFC 9106 section 4, second recommended option: about 0.2 s.
     fn default() -> Self {
         Self { memory_kib: 64 * 1024, passes: 3, lanes: 4 }
     }
@@ -168,9 +168,6 @@ impl PassphraseProvider {
         passphrase: &Secret,
         parameters: &Argon2Parameters,
     ) -> Result<Secret, KekError> {
-        if !parameters.is_allowed() {
-            return Err(self.configuration("the cost of the passphrase is out of bounds".into()));
-        }
         derive(passphrase, parameters).map_err(|error| {
             self.configuration("cannot derive the key from the passphrase".into()).caused_by(error)
         })
@@ -191,6 +188,9 @@ impl KekProvider for PassphraseProvider {
         random::fill(&mut salt);
         let Cost { memory_kib, passes, lanes } = self.cost;
         let parameters = Argon2Parameters { memory_kib, passes, lanes, salt };
+        if !parameters.is_allowed() {
+            return Err(self.configuration("the cost of the passphrase is out of bounds".into()));
+        }
         let kek = self.derive(&self.read(&self.new, true)?, &parameters)?;
         let blobs = secrets.iter().map(|secret| wrap::wrap(&kek, secret)).collect();
         *self.derived.lock() = Some((parameters, kek));
@@ -209,6 +209,10 @@ impl KekProvider for PassphraseProvider {
             let reason = "the slot has no Argon2id parameters".to_owned();
             return Err(KekError::new(KekErrorKind::BadRequest { reason }, &self.uri, ""));
         };
+        if !parameters.is_allowed() {
+            let reason = "the cost of the passphrase is out of bounds".to_owned();
+            return Err(KekError::new(KekErrorKind::BadRequest { reason }, &self.uri, ""));
+        }
         let mut derived = self.derived.lock();
         let key = match derived.take() {
             Some((known, key)) if known == parameters => key,
@@ -237,4 +241,82 @@ fn derive(passphrase: &Secret, parameters: &Argon2Parameters) -> Result<Secret, 
     });
     memory.iter_mut().for_each(Zeroize::zeroize);
     key
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The file of the command line goes before systemd's credential, that before the terminal,
+    /// and without any of them nothing is asked.
+    #[test]
+    fn order_of_sources() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let file = PathBuf::from("/given");
+        let find = |file: Option<&PathBuf>, interactive| {
+            let options = ProviderOptions { interactive, ..ProviderOptions::default() };
+            Source::find(file, Some(directory.path()), &options)
+        };
+        assert!(matches!(find(None, false), Source::None));
+        assert!(matches!(find(None, true), Source::Terminal));
+        let credential = directory.path().join(CREDENTIAL);
+        std::fs::write(&credential, "from systemd").expect("writable");
+        assert!(matches!(find(None, true), Source::File(path) if path == credential));
+        assert!(matches!(find(Some(&file), true), Source::File(path) if path == file));
+    }
+
+    /// Parameters out of bounds are refused before any memory is taken for them.
+    #[test]
+    fn costs_are_bounded() {
+        let options = ProviderOptions::default();
+        let provider = from_uri("passphrase:", &options).expect("no label is allowed");
+        let kek = |memory_kib, passes, lanes| KekReference {
+            key_id: "passphrase".into(),
+            key_version: "1".into(),
+            algorithm: Algorithm::A256Kw,
+            parameters: Some(Argon2Parameters { memory_kib, passes, lanes, salt: [0; 16] }),
+        };
+        let default = Cost::default();
+        let good = kek(default.memory_kib, default.passes, default.lanes).parameters;
+        assert!(good.is_some_and(|parameters| parameters.is_allowed()));
+        for kek in [kek(u32::MAX, 1, 1), kek(8191, 1, 1), kek(8192, 0, 1), kek(8192, 17, 1)] {
+            assert!(kek.parameters.is_some_and(|parameters| !parameters.is_allowed()));
+            let error = provider.unwrap(&kek, &[0; 40]).err().expect("there is no passphrase");
+            assert!(matches!(error.kind(), KekErrorKind::BadRequest { .. }), "{error}");
+        }
+        let none = KekReference { parameters: None, ..kek(8192, 1, 1) };
+        let error = provider.unwrap(&none, &[0; 40]).err().expect("nothing to derive with");
+        assert!(matches!(error.kind(), KekErrorKind::BadRequest { .. }));
+    }
+
+    /// A volume's checks derive once: the second unwrap works after the file is gone. A wrong
+    /// passphrase is not remembered.
+    #[test]
+    fn derives_once() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("passphrase");
+        let write = |text: &str| {
+            _ = std::fs::remove_file(&path);
+            let options = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+            std::io::Write::write_all(&mut options.expect("writable"), text.as_bytes())
+                .expect("writable");
+        };
+        let options = ProviderOptions {
+            passphrase_file: Some(path.clone()),
+            passphrase_cost: Cost { memory_kib: 8192, passes: 1, lanes: 1 },
+            ..ProviderOptions::default()
+        };
+        let new = || from_uri("passphrase:label", &options).expect("the label is allowed");
+        write("right");
+        let secret = random::secret(32);
+        let Wrapped { kek, blobs } = new().wrap(&[&secret]).expect("readable");
+        let provider = new();
+        write("wrong");
+        let error = provider.unwrap(&kek, &blobs[0]).err().expect("the passphrase is wrong");
+        assert!(matches!(error.kind(), KekErrorKind::Integrity));
+        write("right");
+        assert!(provider.unwrap(&kek, &blobs[0]).expect("it is right now").is_same(&secret));
+        std::fs::remove_file(&path).expect("it exists");
+        assert!(provider.unwrap(&kek, &blobs[0]).expect("it was derived").is_same(&secret));
+    }
 }

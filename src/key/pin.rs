@@ -175,3 +175,47 @@ impl Document {
 fn file_problem(volume: VolumeId, error: FileError) -> PinError {
     PinError::File { volume, source: Box::new(error) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VOLUME: VolumeId = VolumeId([1; 16]);
+    const PIN: Pin = Pin { pin: [0xab; 32], sequence: 5, generation: 3 };
+
+    /// What was stored is loaded; an absent pin is none, and a damaged one is an error.
+    #[test]
+    fn store_and_load() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let store = PinStore::new(directory.path().join("state/pins"));
+        assert_eq!(store.load(VOLUME).expect("no directory, no pin"), None);
+        store.store(VOLUME, &PIN).expect("writable");
+        store.store(VolumeId([2; 16]), &Pin { sequence: 9, ..PIN }).expect("writable");
+        assert_eq!(store.load(VOLUME).expect("readable"), Some(PIN));
+        assert_eq!(store.load(VolumeId([3; 16])).expect("readable"), None);
+        let newer = Pin { sequence: 6, ..PIN };
+        store.store(VOLUME, &newer).expect("writable");
+        assert_eq!(store.load(VOLUME).expect("readable"), Some(newer));
+        for damage in ["", "{}", "{\"pin\":\"ab\",\"sequence\":1,\"generation\":1}"] {
+            std::fs::write(store.path(VOLUME), damage).expect("writable");
+            assert!(matches!(store.load(VOLUME), Err(PinError::Damaged { .. })), "{damage}");
+        }
+    }
+
+    /// Each way that a volume can differ from what the host remembers.
+    #[test]
+    fn freshness() {
+        let older_pin = [0xcd; 32];
+        for (seen, pins, sequence, generation, expected) in [
+            (None, &[PIN.pin][..], 0, 0, Freshness::Absent),
+            (Some(PIN), &[PIN.pin], 5, 3, Freshness::Fresh),
+            (Some(PIN), &[PIN.pin], 6, 4, Freshness::Fresh),
+            (Some(PIN), &[PIN.pin, older_pin], 6, 4, Freshness::Fresh),
+            (Some(PIN), &[older_pin], 6, 4, Freshness::Replaced),
+            (Some(PIN), &[PIN.pin], 4, 3, Freshness::RolledBack { seen: PIN }),
+            (Some(PIN), &[PIN.pin], 6, 2, Freshness::RolledBack { seen: PIN }),
+        ] {
+            assert_eq!(check(seen, pins, sequence, generation), expected);
+        }
+    }
+}

@@ -1,1 +1,406 @@
 //! Which slots are free. Knows slots, not what is in them.
+//!
+//! A slot is *used* from the moment it is handed out until it is released; it is *backed* when the
+//! disk underneath has a block for it, so that writing there cannot fail for lack of space. The
+//! class of a segment follows from its number, so that the two copies of a tree node are always in
+//! different segments and nothing needs to be stored.
+
+mod bitmap;
+mod deferred;
+mod durable;
+
+pub use deferred::{Deferred, Pin};
+pub use durable::{DurableBitmaps, PIECE_BYTES, PIECE_SLOTS, runs_of};
+
+use crate::format::{PAGE_BYTES, SEGMENT_BYTES, SEGMENT_SLOTS, Slot};
+use crate::storage::{FileId, Storage};
+use bitmap::Segment;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A run of adjacent slots of one segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotRun {
+    /// The first slot.
+    pub first: Slot,
+    /// How many.
+    pub count: u32,
+}
+
+/// What a slot is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Class {
+    /// First copies of tree nodes.
+    NodeA,
+    /// Second copies of tree nodes.
+    NodeB,
+    /// Pages of files.
+    Data,
+}
+
+impl Class {
+    /// The class of a segment: of every 8, the first two hold nodes.
+    pub fn of(segment: u32) -> Self {
+        match segment % 8 {
+            0 => Self::NodeA,
+            1 => Self::NodeB,
+            _ => Self::Data,
+        }
+    }
+
+    /// The smallest segment number above `segment` (or the smallest of all) of this class.
+    fn next_segment(self, segment: Option<u32>) -> u32 {
+        let from = segment.map_or(0, |segment| segment + 1);
+        (from..from + 8).find(|&number| Self::of(number) == self).expect("all in any 8")
+    }
+}
+
+/// Whether an allocation may use the reserve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// New data: refused when only the reserve is left.
+    New,
+    /// Replaces data that will be freed: may use the reserve.
+    Overwrite,
+}
+
+/// No slot is free, or none that the disk has room for.
+#[derive(Debug, thiserror::Error)]
+pub enum SpaceError {
+    /// The disk underneath is full.
+    #[error("no slot is free")]
+    NoSpace,
+    /// The storage failed.
+    #[error("preparing a slot failed")]
+    Storage(#[from] io::Error),
+}
+
+/// Slots in one allocation step of backed space: 8 MiB.
+const BACKING_STEP: u32 = 2048;
+/// Free, backed runs of this many slots (1 MiB, aligned) are given back to the disk.
+const PUNCH_SLOTS: u32 = 256;
+
+#[derive(Default)]
+struct ClassState {
+    /// Free slots that are backed, over all segments of the class.
+    backed_free: u64,
+    /// Where the next search starts: segment, slot within it.
+    cursor: Option<(u32, u32)>,
+}
+
+#[derive(Default)]
+struct Inner {
+    segments: BTreeMap<u32, Segment>,
+    classes: [ClassState; 3],
+    used: u64,
+    first_fit: bool,
+}
+
+/// The allocator.
+pub struct Space {
+    inner: Mutex<Inner>,
+    storage: Arc<dyn Storage>,
+    /// Backed free slots that are kept for nodes (per copy) and for overwrites.
+    reserve: u64,
+    /// A segment was created and its directory entry is not durable.
+    directory_dirty: AtomicBool,
+}
+
+impl Space {
+    /// An allocator over `storage`. `segments` says which slots are in use; every used slot counts
+    /// as backed, every free one as not. `reserve` is a number of slots; `first_fit` takes the lowest
+    /// free slots instead of going round, so that tests meet reused slots at once.
+    pub fn new(
+        storage: Arc<dyn Storage>,
+        used: &DurableBitmaps,
+        segments: &[u32],
+        reserve: u64,
+        first_fit: bool,
+    ) -> Self {
+        let mut inner = Inner::default();
+        for &number in segments {
+            let segment = Segment::from_used(|piece| used.piece(number, piece));
+            inner.used += u64::from(segment.used());
+            inner.segments.insert(number, segment);
+        }
+        inner.first_fit = first_fit;
+        Self { inner: Mutex::new(inner), storage, reserve, directory_dirty: AtomicBool::new(false) }
+    }
+
+    /// Takes up to `count` slots of `class`, in as few runs as it can. Their content is undefined and
+    /// writing them may fail with `ENOSPC`; see [`Space::allocate_backed`].
+    ///
+    /// # Errors
+    /// If a new segment cannot be created.
+    pub fn allocate(&self, class: Class, count: u32) -> Result<Vec<SlotRun>, SpaceError> {
+        let mut inner = self.inner.lock();
+        let mut runs = Vec::new();
+        let mut missing = count;
+        while missing > 0 {
+            let keep_backed = inner.classes[class as usize].backed_free <= self.reserve;
+            match inner.take(class, missing, if keep_backed { Want::Unbacked } else { Want::Any }) {
+                Some(run) => {
+                    missing -= run.count;
+                    runs.push(run);
+                }
+                None => self.add_segment(&mut inner, class)?,
+            }
+        }
+        Ok(runs)
+    }
+
+    /// Takes `count` slots that the disk has blocks for, so that writing them does not fail for lack
+    /// of space.
+    ///
+    /// # Errors
+    /// [`SpaceError::NoSpace`] when there are too few; nothing is taken then.
+    pub fn allocate_backed(
+        &self,
+        class: Class,
+        count: u32,
+        purpose: Purpose,
+    ) -> Result<Vec<SlotRun>, SpaceError> {
+        let keep = if purpose == Purpose::New { self.reserve } else { 0 };
+        let mut inner = self.inner.lock();
+        if inner.classes[class as usize].backed_free < keep + u64::from(count) {
+            // Ask for more than is needed, so that the next allocations find it.
+            let step = count.max(BACKING_STEP);
+            if self.back(&mut inner, class, step).is_err()
+                && inner.classes[class as usize].backed_free < keep + u64::from(count)
+            {
+                self.back(&mut inner, class, count)?;
+            }
+        }
+        let mut runs = Vec::new();
+        let mut missing = count;
+        while missing > 0 {
+            let Some(run) = inner.take(class, missing, Want::Backed) else {
+                for run in runs {
+                    inner.give_back(run);
+                }
+                return Err(SpaceError::NoSpace);
+            };
+            missing -= run.count;
+            runs.push(run);
+        }
+        Ok(runs)
+    }
+
+    /// Tops the reserves up: backed free slots for the next epoch's nodes and for overwrites.
+    ///
+    /// # Errors
+    /// [`SpaceError::NoSpace`] when the disk cannot give them.
+    pub fn fill_reserve(&self) -> Result<(), SpaceError> {
+        let mut inner = self.inner.lock();
+        for class in [Class::NodeA, Class::NodeB, Class::Data] {
+            while inner.classes[class as usize].backed_free < self.reserve {
+                self.back(&mut inner, class, BACKING_STEP)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The smallest number of nodes that can be written without asking the disk for more.
+    pub fn nodes_backed(&self) -> u64 {
+        let inner = self.inner.lock();
+        let [a, b] = [Class::NodeA, Class::NodeB].map(|c| inner.classes[c as usize].backed_free);
+        a.min(b)
+    }
+
+    /// Says that writing this run succeeded: the disk has blocks for it.
+    pub fn mark_backed(&self, run: SlotRun) {
+        let mut inner = self.inner.lock();
+        if let Some(segment) = inner.segments.get_mut(&run.first.segment()) {
+            segment.set_backed(index(run), run.count);
+        }
+    }
+
+    /// Returns slots to which nothing refers and which nobody reads any more.
+    pub fn release(&self, runs: &[SlotRun]) {
+        let mut inner = self.inner.lock();
+        for &run in runs {
+            inner.give_back(run);
+        }
+    }
+
+    /// Gives free, backed space near `runs` back to the disk, beyond what the reserve needs.
+    pub fn punch_near(&self, runs: &[SlotRun]) {
+        let mut windows: Vec<(u32, u32)> = runs
+            .iter()
+            .flat_map(|&run| {
+                let (first, last) = (index(run), index(run) + run.count - 1);
+                (first / PUNCH_SLOTS..=last / PUNCH_SLOTS).map(move |w| (run.first.segment(), w))
+            })
+            .collect();
+        windows.sort_unstable();
+        windows.dedup();
+        for (segment, window) in windows {
+            self.punch_window(segment, window * PUNCH_SLOTS);
+        }
+    }
+
+    fn punch_window(&self, number: u32, first: u32) {
+        let class = Class::of(number);
+        let keep = self.reserve * 2 + u64::from(PUNCH_SLOTS);
+        let run = {
+            let mut inner = self.inner.lock();
+            if inner.classes[class as usize].backed_free < keep {
+                return;
+            }
+            let Some(segment) = inner.segments.get(&number) else { return };
+            if !segment.is_free_and_backed(first, PUNCH_SLOTS) {
+                return;
+            }
+            let run = SlotRun { first: slot(number, first), count: PUNCH_SLOTS };
+            inner.hold(run);
+            run
+        };
+        let bytes = u64::from(run.count) * PAGE_BYTES as u64;
+        let punched = self.storage.punch(FileId::Segment(number), run.first.offset(), bytes);
+        let mut inner = self.inner.lock();
+        if punched.is_ok() {
+            if let Some(segment) = inner.segments.get_mut(&number) {
+                segment.clear_backed(first, PUNCH_SLOTS);
+            }
+        }
+        inner.give_back(run);
+    }
+
+    /// Slots in use, and free slots that are backed.
+    pub fn usage(&self) -> (u64, u64) {
+        let inner = self.inner.lock();
+        (inner.used, inner.classes.iter().map(|class| class.backed_free).sum())
+    }
+
+    /// Slots that are kept in reserve, over all classes.
+    pub fn reserve_total(&self) -> u64 {
+        self.reserve * 3
+    }
+
+    /// Used slots of every segment, ascending.
+    pub fn segments(&self) -> Vec<(u32, u32)> {
+        let inner = self.inner.lock();
+        inner.segments.iter().map(|(&number, segment)| (number, segment.used())).collect()
+    }
+
+    /// Whether a segment was created since the last call: its directory entry must be synced before
+    /// anything durable refers to it.
+    pub fn take_directory_dirty(&self) -> bool {
+        self.directory_dirty.swap(false, Ordering::AcqRel)
+    }
+
+    /// Allocates disk blocks for `count` free slots of `class` that have none.
+    fn back(&self, inner: &mut Inner, class: Class, count: u32) -> Result<(), SpaceError> {
+        let mut missing = count;
+        while missing > 0 {
+            let Some(run) = inner.take(class, missing, Want::Unbacked) else {
+                self.add_segment(inner, class)?;
+                continue;
+            };
+            let bytes = u64::from(run.count) * PAGE_BYTES as u64;
+            let file = FileId::Segment(run.first.segment());
+            let allocated = self.storage.allocate(file, run.first.offset(), bytes);
+            if allocated.is_ok() {
+                let segment = inner.segments.get_mut(&run.first.segment()).expect("just taken");
+                segment.set_backed(index(run), run.count);
+            }
+            inner.give_back(run);
+            match allocated {
+                Ok(()) => missing -= run.count.min(missing),
+                Err(error) if is_full(&error) => return Err(SpaceError::NoSpace),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn add_segment(&self, inner: &mut Inner, class: Class) -> Result<(), SpaceError> {
+        let last = inner.segments.keys().copied().filter(|&n| Class::of(n) == class).max();
+        let number = class.next_segment(last);
+        let file = FileId::Segment(number);
+        let created = match self.storage.create(file) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        };
+        let created = created.and_then(|()| self.storage.set_length(file, SEGMENT_BYTES));
+        match created {
+            Ok(()) => {}
+            Err(error) if is_full(&error) => return Err(SpaceError::NoSpace),
+            Err(error) => return Err(error.into()),
+        }
+        self.directory_dirty.store(true, Ordering::Release);
+        inner.segments.insert(number, Segment::empty());
+        Ok(())
+    }
+}
+
+/// Whether an error says that the disk, or the user's quota on it, is full.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+        || matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+fn index(run: SlotRun) -> u32 {
+    u32::try_from(run.first.0 % SEGMENT_SLOTS).expect("below 65536")
+}
+
+fn slot(segment: u32, index: u32) -> Slot {
+    Slot(u64::from(segment) * SEGMENT_SLOTS + u64::from(index))
+}
+
+/// Which free slots will do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Want {
+    Any,
+    Backed,
+    Unbacked,
+}
+
+impl Inner {
+    /// Takes the next run of at most `count` slots after the cursor, going round once.
+    fn take(&mut self, class: Class, count: u32, want: Want) -> Option<SlotRun> {
+        let cursor = self.classes[class as usize].cursor.filter(|_| !self.first_fit);
+        let (start, start_index) = cursor.unwrap_or((class.next_segment(None), 0));
+        let numbers = |range: std::ops::RangeInclusive<u32>, segments: &BTreeMap<u32, Segment>| {
+            segments
+                .range(range)
+                .map(|(&n, _)| n)
+                .filter(|&n| Class::of(n) == class)
+                .collect::<Vec<_>>()
+        };
+        let mut order = numbers(start..=u32::MAX, &self.segments);
+        order.extend(numbers(0..=start, &self.segments));
+        for (step, number) in order.into_iter().enumerate() {
+            let from = if step == 0 && number == start { start_index } else { 0 };
+            let segment = self.segments.get(&number).expect("listed");
+            if let Some((first, found)) = segment.find(from, count, want) {
+                let run = SlotRun { first: slot(number, first), count: found };
+                self.hold(run);
+                self.classes[class as usize].cursor = Some((number, first + found));
+                return Some(run);
+            }
+        }
+        None
+    }
+
+    /// Marks a free run as used.
+    fn hold(&mut self, run: SlotRun) {
+        let number = run.first.segment();
+        let segment = self.segments.get_mut(&number).expect("a known segment");
+        let backed = segment.set_used(index(run), run.count);
+        self.used += u64::from(run.count);
+        self.classes[Class::of(number) as usize].backed_free -= u64::from(backed);
+    }
+
+    /// Marks a used run as free.
+    fn give_back(&mut self, run: SlotRun) {
+        let number = run.first.segment();
+        let Some(segment) = self.segments.get_mut(&number) else { return };
+        let backed = segment.clear_used(index(run), run.count);
+        self.used -= u64::from(run.count);
+        self.classes[Class::of(number) as usize].backed_free += u64::from(backed);
+    }
+}

@@ -1,1 +1,363 @@
 //! A volume as records and page contents: what the tree's keys mean. Knows no POSIX rules.
+
+mod background;
+mod check;
+mod content;
+mod cuts;
+mod data_keys;
+mod discard;
+mod records;
+mod resize;
+
+pub use crate::epoch::{OpenError, OpenOptions, OpenReport};
+pub use records::Change;
+
+use crate::crypto::random::NonceSequence;
+use crate::crypto::{Cipher, kdf};
+use crate::epoch::{self, CommitOptions, Epochs, SlotDecoder};
+use crate::format::map::PageMap;
+use crate::format::record::{self, Counters, Inode, Table, Timestamp};
+use crate::format::{PAGE_BYTES, VolumeId};
+use crate::key::VolumeKeys;
+use crate::storage::Storage;
+use background::Background;
+use cuts::Cuts;
+use data_keys::DataKeys;
+use parking_lot::{Mutex, MutexGuard, RwLock};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Contents up to this size are kept inline, in a record of their own, so that three fill a leaf.
+pub const INLINE_BYTES_MAX: u64 = 1_280;
+/// The largest file: 8 EiB minus a page, so that every offset is an `off_t`.
+pub const FILE_BYTES_MAX: u64 = (1 << 63) - PAGE_BYTES as u64;
+/// Directory cookies start above those of `.` and `..`.
+const COOKIE_FIRST: u64 = 17;
+/// The root directory is 1.
+const INO_FIRST: u64 = 2;
+const CONTENT_LOCKS: usize = 256;
+const RECORD_LOCKS: usize = 1024;
+
+/// Why a volume operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A page does not authenticate.
+    #[error("inode {ino}: {what} does not authenticate")]
+    Damaged {
+        /// The inode that it belongs to.
+        ino: u64,
+        /// Which part, with its offset.
+        what: String,
+    },
+    /// The inode does not exist (any more).
+    #[error("inode {0} does not exist")]
+    NoInode(u64),
+    /// A file would become larger than [`FILE_BYTES_MAX`].
+    #[error("the file would be too large")]
+    TooLarge,
+    /// No space is left.
+    #[error("no space is left on the volume")]
+    NoSpace,
+    /// The volume is open read-only.
+    #[error("the volume is open read-only")]
+    ReadOnly,
+    /// The volume stopped writing after a failed sync or write.
+    #[error("writing stopped after an error of the storage: unmount the volume and mount it again")]
+    Poisoned,
+    /// A record breaks the format.
+    #[error("malformed {0} record")]
+    Malformed(&'static str),
+    /// Anything else of the storage.
+    #[error("{what}")]
+    Storage {
+        /// What was attempted.
+        what: String,
+        /// The cause.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl From<epoch::Error> for Error {
+    fn from(error: epoch::Error) -> Self {
+        match error {
+            epoch::Error::NoSpace => Self::NoSpace,
+            epoch::Error::Poisoned(_) => Self::Poisoned,
+            epoch::Error::ReadOnly => Self::ReadOnly,
+            epoch::Error::Tree(source) => Self::Storage {
+                what: "reading the volume's metadata".into(),
+                source: source.into(),
+            },
+        }
+    }
+}
+
+impl From<record::RecordError> for Error {
+    fn from(record::RecordError(what): record::RecordError) -> Self {
+        Self::Malformed(what)
+    }
+}
+
+/// Numbers that every epoch stores.
+struct Live {
+    next_ino: AtomicU64,
+    next_cookie: AtomicU64,
+    inodes: AtomicU64,
+}
+
+impl Live {
+    fn counters(&self) -> Counters {
+        Counters {
+            next_ino: self.next_ino.load(Ordering::Relaxed),
+            next_cookie: self.next_cookie.load(Ordering::Relaxed),
+            inodes: self.inodes.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// An open volume. Shared between threads by `Arc`.
+///
+/// # Locks, in this order
+/// 1. Content locks (striped, one inode at a time), inside content operations: shared by reads and
+///    by writes of whole pages, alone for everything else that changes contents.
+/// 2. [`Volume::lock_inodes`] (striped mutexes over inode records), taken in one call for all inodes
+///    that an operation changes. Content operations ([`Volume::write`], [`Volume::truncate`], …)
+///    take theirs themselves and must not be called with any held.
+/// 3. A [`Change`] ([`Volume::change`]): everything put through one `Change` becomes durable
+///    together. It blocks the end of an epoch, so no content operation and no waiting while it
+///    lives.
+pub struct Volume {
+    pub(crate) epochs: Arc<Epochs>,
+    storage: Arc<dyn Storage>,
+    keys: Arc<VolumeKeys>,
+    cipher: Cipher,
+    volume_id: VolumeId,
+    nonces: Arc<NonceSequence>,
+    data_keys: DataKeys,
+    content_locks: Vec<RwLock<()>>,
+    record_locks: Vec<Mutex<()>>,
+    live: Arc<Live>,
+    cuts: Cuts,
+    background: Background,
+    read_only: bool,
+}
+
+/// Locks on inode records; released on drop.
+pub struct InodeLocks<'a>(#[allow(dead_code)] Vec<MutexGuard<'a, ()>>);
+
+impl Volume {
+    /// Makes a new, empty volume in `storage`, which is empty but for `config`, the bytes of
+    /// `atrest.json`. The root directory is for the caller to make.
+    ///
+    /// # Errors
+    /// If the storage fails.
+    pub fn create(
+        storage: &dyn Storage,
+        keys: &VolumeKeys,
+        volume_id: VolumeId,
+        config: &[u8],
+    ) -> io::Result<()> {
+        Epochs::create(storage, keys, volume_id, kdf::digest(config))?;
+        storage.replace_config(config)
+    }
+
+    /// Opens a volume. `config` is the verified content of `atrest.json`.
+    ///
+    /// # Errors
+    /// One [`OpenError`] per refusal.
+    pub fn open(
+        storage: Arc<dyn Storage>,
+        keys: Arc<VolumeKeys>,
+        volume_id: VolumeId,
+        cipher: Cipher,
+        config: &[u8],
+        options: &OpenOptions,
+    ) -> Result<(Arc<Self>, OpenReport), OpenError> {
+        let (epochs, report) = Epochs::open(
+            storage.clone(),
+            keys.clone(),
+            volume_id,
+            kdf::digest(config),
+            options,
+            slot_decoder(cipher),
+        )?;
+        let epochs = Arc::new(epochs);
+        let live = Arc::new(load_counters(&epochs)?);
+        let nonces = Arc::new(NonceSequence::new());
+        let (sealed_live, sealed_nonces) = (live.clone(), nonces.clone());
+        epochs.on_seal(Box::new(move || {
+            sealed_nonces.renew();
+            let value = sealed_live.counters().encode();
+            (record::key(Table::Counters, 0, &[]).into(), Some(Arc::from(&value[..])))
+        }));
+        let cuts = Cuts::load(&epochs)?;
+        let volume = Arc::new(Self {
+            epochs,
+            storage,
+            keys,
+            cipher,
+            volume_id,
+            nonces,
+            data_keys: DataKeys::new(),
+            content_locks: (0..CONTENT_LOCKS).map(|_| RwLock::new(())).collect(),
+            record_locks: (0..RECORD_LOCKS).map(|_| Mutex::new(())).collect(),
+            live,
+            cuts,
+            background: Background::new(),
+            read_only: options.read_only,
+        });
+        Ok((volume, report))
+    }
+
+    /// Starts the thread that commits every few seconds and frees what was cut off. Without it,
+    /// epochs end only by [`Volume::sync`].
+    pub fn start(self: &Arc<Self>) {
+        if !self.read_only {
+            Background::start(self);
+        }
+    }
+
+    /// Commits everything and marks the volume as unmounted in order. Nothing may be changed after.
+    ///
+    /// # Errors
+    /// If not everything could be made durable.
+    pub fn close(&self) -> Result<(), Error> {
+        self.background.stop();
+        if self.read_only {
+            return Ok(());
+        }
+        self.epochs.commit(&CommitOptions::default())?;
+        // Both superblocks hold the last state, so that putting an old copy of one back changes
+        // nothing.
+        let clean = CommitOptions { clean: true, force: true, ..CommitOptions::default() };
+        self.epochs.commit(&clean)?;
+        Ok(self.epochs.commit(&clean)?)
+    }
+
+    /// Identity of the volume.
+    pub fn volume_id(&self) -> VolumeId {
+        self.volume_id
+    }
+
+    /// How contents are sealed.
+    pub fn cipher(&self) -> Cipher {
+        self.cipher
+    }
+
+    /// The volume's keys.
+    pub fn keys(&self) -> &VolumeKeys {
+        &self.keys
+    }
+
+    /// The engine below, for `fsck`, `inspect` and `status`.
+    pub fn epochs(&self) -> &Epochs {
+        &self.epochs
+    }
+
+    /// Replaces `atrest.json`. The superblock names the new content before it is there, so that a
+    /// crash at any point leaves a configuration that it knows. `bytes` were verified by the caller.
+    ///
+    /// # Errors
+    /// If the storage fails.
+    pub fn replace_config(&self, bytes: &[u8]) -> Result<(), Error> {
+        let failed = |what: &str| {
+            let what = format!("{what} atrest.json");
+            move |source: io::Error| Error::Storage { what, source: Box::new(source) }
+        };
+        let old = kdf::digest(&self.storage.read_config().map_err(failed("reading"))?);
+        let new = kdf::digest(bytes);
+        let announce = CommitOptions { config: Some((old, Some(new))), ..CommitOptions::default() };
+        self.epochs.commit(&announce)?;
+        self.storage.replace_config(bytes).map_err(failed("replacing"))?;
+        let done = CommitOptions { config: Some((new, None)), ..CommitOptions::default() };
+        Ok(self.epochs.commit(&done)?)
+    }
+
+    /// Locks the records of these inodes (any order, duplicates allowed).
+    pub fn lock_inodes(&self, inos: &[u64]) -> InodeLocks<'_> {
+        let mut stripes: Vec<usize> = inos.iter().map(|&ino| stripe(ino, RECORD_LOCKS)).collect();
+        stripes.sort_unstable();
+        stripes.dedup();
+        InodeLocks(stripes.into_iter().map(|stripe| self.record_locks[stripe].lock()).collect())
+    }
+
+    fn content_lock(&self, ino: u64) -> &RwLock<()> {
+        &self.content_locks[stripe(ino, CONTENT_LOCKS)]
+    }
+
+    /// A new inode number, never given out before.
+    pub fn new_ino(&self) -> u64 {
+        self.live.next_ino.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A new directory cookie, larger than all before (and than 16).
+    pub fn new_cookie(&self) -> u64 {
+        self.live.next_cookie.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Ends the epoch and waits until it is durable.
+    ///
+    /// # Errors
+    /// If it cannot be made durable.
+    pub fn sync(&self) -> Result<(), Error> {
+        if self.read_only {
+            return Ok(());
+        }
+        Ok(self.epochs.sync()?)
+    }
+
+    /// Total and free space in 4 KiB pages, and inodes in use.
+    pub fn space(&self) -> (u64, u64, u64) {
+        let capacity = self.storage.capacity().unwrap_or_default();
+        let page = PAGE_BYTES as u64;
+        let (used, backed_free) = self.epochs.space.usage();
+        let reserve = self.epochs.space.reserve_total();
+        let free = (capacity.free_bytes / page + backed_free).saturating_sub(reserve);
+        let total = (capacity.total_bytes / page).max(used + free);
+        (total, free, self.live.inodes.load(Ordering::Relaxed))
+    }
+
+    /// The wall clock.
+    pub fn now(&self) -> Timestamp {
+        let (seconds, nanoseconds) = match SystemTime::now().duration_since(UNIX_EPOCH) {
+            Ok(since) => (since.as_secs() as i64, since.subsec_nanos()),
+            Err(_) => (0, 0),
+        };
+        Timestamp { seconds, nanoseconds }
+    }
+
+    fn require(&self, ino: u64) -> Result<Inode, Error> {
+        self.inode(ino)?.ok_or(Error::NoInode(ino))
+    }
+}
+
+fn stripe(ino: u64, count: usize) -> usize {
+    (ino.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize % count
+}
+
+/// Tells the engine which slots a page map refers to.
+fn slot_decoder(cipher: Cipher) -> SlotDecoder {
+    Box::new(move |key, value, slots| {
+        if key.first() == Some(&(Table::PageMap as u8)) {
+            let map = PageMap::decode(cipher, value).map_err(|record::RecordError(what)| what)?;
+            slots.extend(map.pages.iter().flatten().map(|page| page.slot));
+        }
+        Ok(())
+    })
+}
+
+fn load_counters(epochs: &Epochs) -> Result<Live, OpenError> {
+    let stored = epochs.get(&record::key(Table::Counters, 0, &[]))?;
+    let counters = match stored {
+        Some(value) => Counters::decode(&value)
+            .map_err(|record::RecordError(what)| OpenError::Malformed(what))?,
+        None => Counters { next_ino: INO_FIRST, next_cookie: COOKIE_FIRST, inodes: 0 },
+    };
+    Ok(Live {
+        next_ino: AtomicU64::new(counters.next_ino),
+        next_cookie: AtomicU64::new(counters.next_cookie),
+        inodes: AtomicU64::new(counters.inodes),
+    })
+}

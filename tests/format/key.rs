@@ -131,7 +131,7 @@ fn slots_are_bounded() {
     assert_eq!(open(&config, &options).slot, 1);
 }
 
-/// A slot that fails is named with its reason, and a later one opens; when none does, all are named.
+/// A slot that fails is named with its reason, and a later one opens; if none does, all are named.
 #[test]
 fn every_failure_is_reported() {
     let directory = tempfile::tempdir().expect("a temporary directory");
@@ -228,6 +228,8 @@ impl KekProvider for PublicKek {
     fn unwrap(&self, _: &KekReference, wrapped: &[u8]) -> Result<Secret, KekError> {
         let kind = match self.0.load(Ordering::Relaxed) {
             0 => return Ok(Secret::new(Self::public_wrap(wrapped).into())),
+            // Another key than the one that was wrapped.
+            3 => return Ok(random::secret(32)),
             1 => KekErrorKind::Denied { reason: "ForbiddenByRbac".into() },
             _ => KekErrorKind::Unreachable { reason: "time-out".into() },
         };
@@ -366,6 +368,14 @@ fn recheck() {
             other => panic!("{other:?}"),
         }
     }
+    state.store(3, Ordering::Relaxed);
+    let is_integrity = |error: KeyError| match error {
+        KeyError::Kek(error) => assert!(matches!(error.kind(), KekErrorKind::Integrity), "{error}"),
+        other => panic!("{other:?}"),
+    };
+    is_integrity(keys.recheck(&config, 1, &*vault).expect_err("another key"));
+    // Nor is a slot made that would not open the volume.
+    is_integrity(keys.add_slot(&config, &*vault).expect_err("another key"));
     let local = provider("local:", &options);
     let (config, id) = keys.add_slot(&config, &*local).expect("the store is writable");
     local.create_version().expect("the store is writable");

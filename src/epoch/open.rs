@@ -1,0 +1,277 @@
+//! Opening: choosing a superblock, and finding out what is free.
+
+use super::commit::space_key;
+use super::delta;
+use super::nodes::NodeStore;
+use super::overlay::Overlay;
+use super::superblocks::{self, Refused};
+use super::{Committer, Epochs, Error, OpenData, SlotDecoder, slots_of};
+use crate::format::record::Table;
+use crate::format::superblock::Superblock;
+use crate::format::{PAGE_BYTES, VolumeId, record};
+use crate::key::VolumeKeys;
+use crate::space::{Deferred, DurableBitmaps, PIECE_BYTES, Space, runs_of};
+use crate::storage::{FileId, Storage};
+use crate::tree::{self, Root};
+use parking_lot::{Mutex, RwLock};
+use std::io;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+/// How a volume is opened.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// Nothing is written, not even what was damaged.
+    pub read_only: bool,
+    /// Memory for cached tree nodes, in bytes.
+    pub node_cache_bytes: usize,
+    /// Always take the lowest free slots, so that tests meet reused slots at once.
+    pub first_fit: bool,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self { read_only: false, node_cache_bytes: 48 << 20, first_fit: false }
+    }
+}
+
+/// What was noticed while opening.
+#[derive(Debug, Default)]
+pub struct OpenReport {
+    /// Sequence number of the superblock that was opened.
+    pub sequence: u64,
+    /// The volume was unmounted in order.
+    pub clean: bool,
+    /// Superblocks that could not be used, each with the reason.
+    pub refused: Vec<(FileId, String)>,
+    /// The two superblocks are not consecutive: one was put back from an older copy.
+    pub superblock_replayed: bool,
+}
+
+/// Why a volume cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Neither superblock can be used.
+    #[error("neither superblock can be used: super.a: {a}; super.b: {b}")]
+    NoSuperblock {
+        /// Why not `super.a`.
+        a: Refused,
+        /// Why not `super.b`.
+        b: Refused,
+    },
+    /// The configuration is not the one that the superblock is bound to.
+    #[error("atrest.json is not the one that the volume was last used with")]
+    ConfigReplaced,
+    /// The tree cannot be read.
+    #[error(transparent)]
+    Engine(#[from] Error),
+    /// A stored record breaks the format.
+    #[error("a record of the volume is malformed: {0}")]
+    Malformed(&'static str),
+    /// The storage failed.
+    #[error("{op} failed")]
+    Storage {
+        /// What was attempted.
+        op: &'static str,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Epochs {
+    /// Makes the superblocks of a new, empty volume. `config_digest` is that of its `atrest.json`.
+    ///
+    /// # Errors
+    /// If the storage fails.
+    pub fn create(
+        storage: &dyn Storage,
+        keys: &VolumeKeys,
+        volume_id: VolumeId,
+        config_digest: [u8; 32],
+    ) -> io::Result<()> {
+        for file in [FileId::SuperA, FileId::SuperB] {
+            storage.create(file)?;
+        }
+        for sequence in [1, 2] {
+            let superblock = Superblock {
+                sequence,
+                root: None,
+                delta: None,
+                clean: true,
+                config_digest,
+                config_digest_next: None,
+                committed: 0,
+            };
+            superblocks::write(storage, keys, volume_id, &superblock)?;
+        }
+        storage.sync_directory()
+    }
+
+    /// Opens the newest state that is whole.
+    ///
+    /// # Errors
+    /// One [`OpenError`] per refusal.
+    pub fn open(
+        storage: Arc<dyn Storage>,
+        keys: Arc<VolumeKeys>,
+        volume_id: VolumeId,
+        config_digest: [u8; 32],
+        options: &OpenOptions,
+        decode_slots: SlotDecoder,
+    ) -> Result<(Self, OpenReport), OpenError> {
+        let (newest, older, report) = choose(&*storage, &keys, volume_id)?;
+        let known = newest.config_digest == config_digest
+            || newest.config_digest_next == Some(config_digest);
+        if !known {
+            return Err(OpenError::ConfigReplaced);
+        }
+        let nodes =
+            NodeStore::new(storage.clone(), keys.clone(), volume_id, options.node_cache_bytes);
+        let (bitmaps, delta) = read_bitmaps(&nodes, &newest)?;
+        let mut used = bitmaps.clone();
+        fold(&mut used, &delta);
+        // What only the older superblock refers to must not be written before the next epoch is
+        // durable, or it would stop being a way back.
+        let mut kept = Vec::new();
+        if let Some(older) = older {
+            match read_bitmaps(&nodes, &older) {
+                Ok((mut old_used, old_delta)) => {
+                    fold(&mut old_used, &old_delta);
+                    kept = old_used.without(&used);
+                }
+                Err(error) => log::warn!("the older superblock leads to a damaged tree: {error}"),
+            }
+        }
+        for &slot in &kept {
+            used.set(slot, true);
+        }
+        let segments = storage
+            .segments()
+            .map_err(|source| OpenError::Storage { op: "listing segments", source })?;
+        let reserve = reserve_slots(&*storage)?;
+        let known_segments: std::collections::BTreeSet<u32> =
+            segments.iter().copied().chain(used.segments()).collect();
+        let known_segments: Vec<u32> = known_segments.into_iter().collect();
+        let space = Space::new(storage.clone(), &used, &known_segments, reserve, options.first_fit);
+        let deferred = Deferred::new(newest.sequence + 1);
+        deferred.push(newest.sequence, runs_of(kept));
+        let root = newest.root.map(|(pointer, level)| Root { pointer, level });
+        let epochs = Self {
+            storage,
+            keys,
+            volume_id,
+            space,
+            deferred,
+            nodes,
+            overlay: Overlay::new(),
+            gate: RwLock::new(newest.sequence + 1),
+            open: Mutex::new(OpenData::default()),
+            root: RwLock::new(root),
+            durable: AtomicU64::new(newest.sequence),
+            committer: Mutex::new(Committer { bitmaps, delta, superblock: newest }),
+            full: AtomicBool::new(false),
+            poisoned: Mutex::new(None),
+            is_poisoned: AtomicBool::new(false),
+            read_only: options.read_only,
+            on_pressure: Mutex::new(None),
+            pressed: AtomicBool::new(false),
+            on_seal: Mutex::new(None),
+            decode_slots,
+        };
+        if !options.read_only && epochs.space.fill_reserve().is_err() {
+            log::warn!("the disk under the volume is full: new files are refused");
+            epochs.full.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+        Ok((epochs, report))
+    }
+}
+
+/// The newest usable superblock, the other one if it is usable, and what is odd about them.
+fn choose(
+    storage: &dyn Storage,
+    keys: &VolumeKeys,
+    volume_id: VolumeId,
+) -> Result<(Superblock, Option<Superblock>, OpenReport), OpenError> {
+    let [a, b] = superblocks::read_both(storage, keys, volume_id);
+    let mut report = OpenReport::default();
+    let (newest, older) = match (a, b) {
+        (Ok(a), Ok(b)) => {
+            report.superblock_replayed = a.sequence.abs_diff(b.sequence) != 1;
+            if a.sequence > b.sequence { (a, Some(b)) } else { (b, Some(a)) }
+        }
+        (Ok(a), Err(error)) => {
+            report.refused.push((FileId::SuperB, chain(&error)));
+            (a, None)
+        }
+        (Err(error), Ok(b)) => {
+            report.refused.push((FileId::SuperA, chain(&error)));
+            (b, None)
+        }
+        (Err(a), Err(b)) => return Err(OpenError::NoSuperblock { a, b }),
+    };
+    report.sequence = newest.sequence;
+    report.clean = newest.clean;
+    Ok((newest, older, report))
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}
+
+/// The stored bitmaps, and the delta that is not in them.
+fn read_bitmaps(
+    nodes: &NodeStore,
+    superblock: &Superblock,
+) -> Result<(DurableBitmaps, delta::Delta), OpenError> {
+    let mut bitmaps = DurableBitmaps::default();
+    let mut malformed = false;
+    let root = superblock.root.map(|(pointer, level)| Root { pointer, level });
+    let from = space_key(0, 0);
+    let to = [Table::Space as u8 + 1];
+    tree::range(nodes, root.as_ref(), &from, &to, &mut |key, value| {
+        let bits: Option<&[u8; PIECE_BYTES]> = value.try_into().ok();
+        let segment = u32::try_from(record::owner(key)).ok();
+        match (bits, segment, key.get(9)) {
+            (Some(bits), Some(segment), Some(&piece)) if piece < 8 && key.len() == 10 => {
+                bitmaps.insert(segment, piece, bits);
+                ControlFlow::Continue(())
+            }
+            _ => {
+                malformed = true;
+                ControlFlow::Break(())
+            }
+        }
+    })
+    .map_err(Error::from)?;
+    if malformed {
+        return Err(OpenError::Malformed("space"));
+    }
+    let delta = delta::read(nodes, superblock.delta).map_err(Error::from)?;
+    Ok((bitmaps, delta))
+}
+
+fn fold(bitmaps: &mut DurableBitmaps, delta: &delta::Delta) {
+    for slot in slots_of(&delta.freed) {
+        bitmaps.set(slot, false);
+    }
+    for slot in slots_of(&delta.used) {
+        bitmaps.set(slot, true);
+    }
+}
+
+/// Slots to hold in reserve in each class: 1/128 of the disk, 2 MiB to 16 MiB.
+fn reserve_slots(storage: &dyn Storage) -> Result<u64, OpenError> {
+    let capacity = storage
+        .capacity()
+        .map_err(|source| OpenError::Storage { op: "asking for the disk's size", source })?;
+    let bytes = (capacity.total_bytes / 128).clamp(2 << 20, 16 << 20);
+    Ok(bytes / PAGE_BYTES as u64)
+}

@@ -1,0 +1,303 @@
+//! The read-write [`Tree`] over a [`Volume`]: POSIX rules turned into changes of records. Knows
+//! neither keys nor bytes on disk.
+//!
+//! Every operation on names looks up what it needs, locks all inodes that it changes in one call,
+//! looks again, and puts one [`Change`](crate::volume::Change). Names are read without locks, so an
+//! operation orders its puts in a way that a lookup beside it always finds either the old or the
+//! new: an inode is put before the entry that names it, and a rename puts the new entry before it
+//! deletes the old.
+//!
+//! # Locks, in this order
+//! 1. `moves`: renames that give a directory another parent.
+//! 2. `sizes`: whoever computes a size from the size there is, against writers of the same file.
+//! 3. The volume's own, see [`Volume`].
+
+mod attributes;
+mod content;
+mod dir;
+mod edit;
+mod handle;
+mod namespace;
+mod rename;
+mod xattr;
+
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+
+use super::{
+    Allocate, Attr, Caller, DirEntry, Error, Ino, RenameFlags, Seek, SetAttr, StatFs, Tree,
+};
+use crate::format::record::Inode;
+use crate::volume::{self, Volume};
+use handle::Handles;
+
+pub use content::SIZE_BYTES_MAX;
+pub use namespace::make_root;
+
+/// Number of the root directory.
+pub const ROOT: Ino = 1;
+
+/// Locks of `VolumeTree::sizes`; inodes share them.
+const SIZE_LOCKS: usize = 64;
+
+/// A volume as a filesystem.
+pub struct VolumeTree {
+    volume: Arc<Volume>,
+    handles: Handles,
+    /// Keeps the ancestors of directories as they are while one is checked not to be moved below
+    /// itself (the kernel's `s_vfs_rename_mutex`).
+    moves: Mutex<()>,
+    /// Shared by writers; exclusive for what reads the size and sets another.
+    sizes: [RwLock<()>; SIZE_LOCKS],
+}
+
+impl VolumeTree {
+    /// Serves `volume`. Call [`recover`] first if it was just opened.
+    pub fn new(volume: Arc<Volume>) -> Self {
+        let sizes = [const { RwLock::new(()) }; SIZE_LOCKS];
+        Self { volume, handles: Handles::default(), moves: Mutex::new(()), sizes }
+    }
+
+    fn inode(&self, ino: Ino) -> Result<Inode, Error> {
+        self.volume.inode(ino).map_err(failed("reading the attributes", ino))?.ok_or(Error::Stale)
+    }
+
+    /// Discards an inode that has no name and is not open. What asked for it has succeeded already,
+    /// so a failure is only logged: the inode stays marked, and the next mount tries again.
+    fn discard(&self, ino: Ino) {
+        if let Err(error) = self.volume.discard(ino) {
+            log::warn!("inode {ino} has no name and could not be discarded: {error}");
+        }
+    }
+
+    fn size_lock(&self, ino: Ino) -> &RwLock<()> {
+        &self.sizes[ino as usize % SIZE_LOCKS]
+    }
+}
+
+/// Discards the inodes that lost their last name while they were open when the volume was last in
+/// use. Returns how many. One that cannot be discarded is logged and left for the next time.
+///
+/// # Errors
+/// [`Error::Io`] if the list cannot be read.
+pub fn recover(volume: &Volume) -> Result<u64, Error> {
+    let mut discarded = 0;
+    for ino in volume.orphans().map_err(failed("listing nameless inodes", ROOT))? {
+        match volume.discard(ino) {
+            Ok(()) => discarded += 1,
+            Err(error) => log::warn!("inode {ino} has no name and cannot be discarded: {error}"),
+        }
+    }
+    Ok(discarded)
+}
+
+/// Makes the caller's error of a volume's: what was attempted, and on which inode.
+fn failed(what: &'static str, ino: Ino) -> impl FnOnce(volume::Error) -> Error {
+    move |error| explain(error, || format!("{what} of inode {ino} failed"))
+}
+
+/// As [`failed`], with the offset in bytes.
+fn failed_at(what: &'static str, ino: Ino, offset: u64) -> impl FnOnce(volume::Error) -> Error {
+    move |error| explain(error, || format!("{what} inode {ino} at offset {offset} failed"))
+}
+
+fn explain(error: volume::Error, what: impl FnOnce() -> String) -> Error {
+    match error {
+        volume::Error::NoSpace => Error::NoSpace,
+        volume::Error::NoInode(_) => Error::Stale,
+        volume::Error::TooLarge => Error::TooLarge,
+        volume::Error::ReadOnly => Error::ReadOnly,
+        volume::Error::Damaged { .. }
+        | volume::Error::Malformed(_)
+        | volume::Error::Poisoned
+        | volume::Error::Storage { .. } => {
+            Error::Io { what: what(), source: Some(Box::new(error)) }
+        }
+    }
+}
+
+impl Tree for VolumeTree {
+    fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr, Error> {
+        self.find(parent, name)
+    }
+
+    /// Nothing to do: what is not open is discarded when its last name goes.
+    fn forget(&self, _ino: Ino) {}
+
+    fn getattr(&self, ino: Ino) -> Result<Attr, Error> {
+        attributes::attr(ino, &self.inode(ino)?)
+    }
+
+    fn setattr(&self, ino: Ino, change: &SetAttr) -> Result<Attr, Error> {
+        self.set_attributes(ino, change)
+    }
+
+    fn readlink(&self, ino: Ino) -> Result<Vec<u8>, Error> {
+        self.target(ino)
+    }
+
+    fn mknod(
+        &self,
+        caller: Caller,
+        parent: Ino,
+        name: &[u8],
+        mode: u32,
+        rdev: u32,
+    ) -> Result<Attr, Error> {
+        self.make_node(caller, parent, name, mode, rdev)
+    }
+
+    fn mkdir(&self, caller: Caller, parent: Ino, name: &[u8], mode: u32) -> Result<Attr, Error> {
+        self.make_directory(caller, parent, name, mode)
+    }
+
+    fn symlink(
+        &self,
+        caller: Caller,
+        parent: Ino,
+        name: &[u8],
+        target: &[u8],
+    ) -> Result<Attr, Error> {
+        self.make_symlink(caller, parent, name, target)
+    }
+
+    fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr, Error> {
+        self.add_link(ino, parent, name)
+    }
+
+    fn unlink(&self, parent: Ino, name: &[u8]) -> Result<(), Error> {
+        self.remove(parent, name, false)
+    }
+
+    fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<(), Error> {
+        self.remove(parent, name, true)
+    }
+
+    fn rename(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        new_parent: Ino,
+        new_name: &[u8],
+        flags: RenameFlags,
+    ) -> Result<(), Error> {
+        self.rename_entry(&rename::Rename { parent, name, new_parent, new_name, flags })
+    }
+
+    fn open(&self, ino: Ino, truncate: bool, kill_suid: bool) -> Result<u64, Error> {
+        self.open_file(ino, truncate, kill_suid)
+    }
+
+    fn create(
+        &self,
+        caller: Caller,
+        parent: Ino,
+        name: &[u8],
+        mode: u32,
+    ) -> Result<(Attr, u64), Error> {
+        self.make_open_file(caller, parent, name, mode)
+    }
+
+    fn tmpfile(&self, caller: Caller, parent: Ino, mode: u32) -> Result<(Attr, u64), Error> {
+        self.make_nameless_file(caller, parent, mode)
+    }
+
+    fn release(&self, ino: Ino, _handle: u64) {
+        if self.handles.close(ino) {
+            self.discard(ino);
+        }
+    }
+
+    fn read(
+        &self,
+        ino: Ino,
+        offset: u64,
+        length: usize,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), Error> {
+        self.read_content(ino, offset, length, buffer)
+    }
+
+    fn write(&self, ino: Ino, offset: u64, data: &[u8], kill_suid: bool) -> Result<(), Error> {
+        self.write_content(ino, offset, data, kill_suid)
+    }
+
+    fn copy_range(
+        &self,
+        from: Ino,
+        from_offset: u64,
+        to: Ino,
+        to_offset: u64,
+        length: u64,
+    ) -> Result<u64, Error> {
+        let from = content::Position { ino: from, offset: from_offset };
+        self.copy_content(from, content::Position { ino: to, offset: to_offset }, length)
+    }
+
+    /// Nothing to report: every write was answered with what became of it.
+    fn flush(&self, _ino: Ino, _handle: u64) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn fsync(&self, ino: Ino, _handle: u64, _data_only: bool) -> Result<(), Error> {
+        self.volume.sync().map_err(failed("syncing", ino))
+    }
+
+    fn sync(&self) -> Result<(), Error> {
+        self.volume.sync().map_err(|error| explain(error, || "syncing the volume failed".into()))
+    }
+
+    fn readdir(
+        &self,
+        ino: Ino,
+        cookie: u64,
+        with_attr: bool,
+        visit: &mut dyn FnMut(&DirEntry) -> bool,
+    ) -> Result<(), Error> {
+        self.list(ino, cookie, with_attr, visit)
+    }
+
+    fn fallocate(&self, ino: Ino, offset: u64, length: u64, what: Allocate) -> Result<(), Error> {
+        self.allocate(ino, offset, length, what)
+    }
+
+    fn seek(&self, ino: Ino, offset: u64, what: Seek) -> Result<u64, Error> {
+        self.seek_content(ino, offset, what)
+    }
+
+    /// An inode costs at most a page, so there are as many free inodes as pages.
+    fn statfs(&self) -> Result<StatFs, Error> {
+        let (blocks, free, inodes) = self.volume.space();
+        Ok(StatFs {
+            blocks,
+            blocks_free: free,
+            blocks_available: free,
+            files: inodes.saturating_add(free),
+            files_free: free,
+        })
+    }
+
+    fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>, Error> {
+        self.get_xattr(ino, name)
+    }
+
+    fn setxattr(
+        &self,
+        ino: Ino,
+        name: &[u8],
+        value: &[u8],
+        create: bool,
+        replace: bool,
+    ) -> Result<(), Error> {
+        self.set_xattr(ino, name, value, xattr::Expect { absent: create, present: replace })
+    }
+
+    fn listxattr(&self, ino: Ino) -> Result<Vec<u8>, Error> {
+        self.list_xattrs(ino)
+    }
+
+    fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<(), Error> {
+        self.remove_xattr(ino, name)
+    }
+}

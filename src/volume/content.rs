@@ -1,0 +1,433 @@
+//! Contents of files: sealing pages into free slots, and reading them back.
+
+use super::data_keys::chunk_of;
+use super::{Error, FILE_BYTES_MAX, INLINE_BYTES_MAX, Volume};
+use crate::crypto::Cipher;
+use crate::format::map::{PageMap, PagePointer};
+use crate::format::record::Inode;
+use crate::format::{FORMAT_VERSION, PAGE_BYTES, RUN_PAGES, Slot};
+use crate::space::{Class, Purpose, SlotRun, SpaceError, is_full};
+use crate::storage::FileId;
+use std::cell::RefCell;
+use std::sync::atomic::Ordering;
+
+const PAGE: u64 = PAGE_BYTES as u64;
+/// Pages that are read from the disk in one piece at most: 1 MiB.
+const READ_PAGES_MAX: usize = 256;
+
+thread_local! {
+    /// Sealed bytes on their way to or from the disk.
+    static SEALED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Pages that were sealed and written, to which no record refers yet.
+pub(super) struct Placed {
+    first_page: u64,
+    pages: Vec<PagePointer>,
+    runs: Vec<SlotRun>,
+}
+
+impl Volume {
+    /// Reads up to `length` bytes at `offset` into `buffer`, whose content is replaced; short at the
+    /// end of the file.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if a page of the range does not authenticate.
+    pub fn read(
+        &self,
+        ino: u64,
+        offset: u64,
+        length: usize,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), Error> {
+        let _content = self.content_lock(ino).read();
+        let inode = self.require(ino)?;
+        let end = inode.size.min(offset.saturating_add(length as u64));
+        if offset >= end {
+            buffer.clear();
+            return Ok(());
+        }
+        buffer.resize((end - offset) as usize, 0);
+        if inode.paged {
+            return self.read_pages(ino, offset, buffer);
+        }
+        buffer.fill(0);
+        let content = self.inline(ino)?;
+        let from = (offset as usize).min(content.len());
+        let part = &content[from..content.len().min(end as usize)];
+        buffer[..part.len()].copy_from_slice(part);
+        Ok(())
+    }
+
+    /// Fills `buffer` with the content at `offset`; holes read as zeros. The caller holds the content
+    /// lock and knows that the file is paged.
+    pub(super) fn read_pages(&self, ino: u64, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
+        let _pin = self.epochs.pin();
+        let last = (offset + buffer.len() as u64 - 1) / PAGE;
+        let mut pointers: Vec<(u64, PagePointer)> = Vec::with_capacity(READ_PAGES_MAX);
+        let mut map: Option<(u64, PageMap)> = None;
+        for page in offset / PAGE..=last {
+            let run = page / RUN_PAGES;
+            if map.as_ref().is_none_or(|(of, _)| *of != run) {
+                map = Some((run, self.page_map(ino, run)?));
+            }
+            let (_, map) = map.as_ref().expect("just set");
+            match map.pages[(page % RUN_PAGES) as usize] {
+                Some(pointer) => pointers.push((page, pointer)),
+                None => {
+                    let (from, to, _) = overlap(page, offset, buffer.len());
+                    buffer[from..to].fill(0);
+                }
+            }
+        }
+        let adjacent = |a: &(u64, PagePointer), b: &(u64, PagePointer)| {
+            a.1.slot.0 + 1 == b.1.slot.0 && a.1.slot.segment() == b.1.slot.segment()
+        };
+        for group in pointers.chunk_by(adjacent).flat_map(|group| group.chunks(READ_PAGES_MAX)) {
+            self.read_group(ino, group, offset, buffer)?;
+        }
+        Ok(())
+    }
+
+    /// Reads pages that are adjacent on disk and opens each into its place in `buffer`.
+    fn read_group(
+        &self,
+        ino: u64,
+        group: &[(u64, PagePointer)],
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), Error> {
+        SEALED.with_borrow_mut(|sealed| {
+            sealed.resize(sealed.len().max(group.len() * PAGE_BYTES), 0);
+            let sealed = &mut sealed[..group.len() * PAGE_BYTES];
+            let slot = group[0].1.slot;
+            let read = self.storage.read_at(FileId::Segment(slot.segment()), slot.offset(), sealed);
+            if let Err(error) = read {
+                return Err(self.page_lost(ino, group[0].0, Some(error)));
+            }
+            let mut key = None;
+            for ((page, pointer), sealed) in group.iter().zip(sealed.chunks_exact(PAGE_BYTES)) {
+                let chunk = chunk_of(*page);
+                if key.as_ref().is_none_or(|(of, _)| *of != chunk) {
+                    key = Some((chunk, self.dek(ino, chunk)?));
+                }
+                let (_, key) = key.as_ref().expect("just set");
+                let aad = self.page_aad(ino, *page);
+                let (from, to, within) = overlap(*page, offset, buffer.len());
+                let opened = if to - from == PAGE_BYTES {
+                    let plaintext = &mut buffer[from..to];
+                    key.open(pointer.nonce, &aad, pointer.tag, sealed, plaintext)
+                } else {
+                    let mut plaintext = [0; PAGE_BYTES];
+                    let opened = key.open(pointer.nonce, &aad, pointer.tag, sealed, &mut plaintext);
+                    buffer[from..to].copy_from_slice(&plaintext[within..within + to - from]);
+                    opened
+                };
+                opened.map_err(|_| self.page_lost(ino, *page, None))?;
+            }
+            Ok(())
+        })
+    }
+
+    fn page_lost(&self, ino: u64, page: u64, cause: Option<std::io::Error>) -> Error {
+        self.epochs.damage().pages_lost.fetch_add(1, Ordering::Relaxed);
+        let (from, to) = (page * PAGE, page * PAGE + PAGE - 1);
+        match cause {
+            Some(source) => Error::Storage {
+                what: format!("reading inode {ino}, bytes {from} to {to}"),
+                source: Box::new(source),
+            },
+            None => Error::Damaged { ino, what: format!("content at bytes {from} to {to}") },
+        }
+    }
+
+    /// Writes `data`, grows the size if needed, and applies `touch` to the record in the same change
+    /// (times, set-user-ID bits).
+    ///
+    /// # Errors
+    /// `NoSpace`, `TooLarge`, or what reading the rest of a partly written page gives.
+    pub fn write(
+        &self,
+        ino: u64,
+        offset: u64,
+        data: &[u8],
+        touch: &dyn Fn(&mut Inode),
+    ) -> Result<(), Error> {
+        let end = offset.checked_add(data.len() as u64).filter(|&end| end <= FILE_BYTES_MAX);
+        let end = end.ok_or(Error::TooLarge)?;
+        let whole_pages = offset % PAGE == 0 && end % PAGE == 0;
+        if whole_pages {
+            let _content = self.content_lock(ino).read();
+            if self.require(ino)?.paged {
+                return self.write_whole_pages(ino, offset, data, touch);
+            }
+        }
+        let _content = self.content_lock(ino).write();
+        let inode = self.require(ino)?;
+        if !inode.paged && inode.size.max(end) <= INLINE_BYTES_MAX {
+            return self.write_inline(ino, offset as usize, data, touch);
+        }
+        if whole_pages && (inode.paged || offset == 0 && end >= inode.size) {
+            // What was inline is overwritten as a whole.
+            return self.write_whole_pages(ino, offset, data, touch);
+        }
+        if !inode.paged {
+            self.make_paged(ino)?;
+        }
+        self.write_unaligned(ino, offset, data, touch)
+    }
+
+    fn write_inline(
+        &self,
+        ino: u64,
+        offset: usize,
+        data: &[u8],
+        touch: &dyn Fn(&mut Inode),
+    ) -> Result<(), Error> {
+        let mut content = self.inline(ino)?;
+        content.resize(content.len().max(offset + data.len()), 0);
+        content[offset..offset + data.len()].copy_from_slice(data);
+        let _lock = self.lock_inodes(&[ino]);
+        let mut inode = self.require(ino)?;
+        let mut change = self.change(false)?;
+        if !content.is_empty() {
+            change.put_inline(ino, &content);
+        }
+        inode.size = inode.size.max((offset + data.len()) as u64);
+        touch(&mut inode);
+        change.put_inode(ino, &inode);
+        Ok(())
+    }
+
+    /// Moves inline content into a page. The caller holds the content lock alone.
+    pub(super) fn make_paged(&self, ino: u64) -> Result<(), Error> {
+        let mut content = self.inline(ino)?;
+        if content.is_empty() {
+            let _lock = self.lock_inodes(&[ino]);
+            let mut inode = self.require(ino)?;
+            inode.paged = true;
+            self.change(true)?.put_inode(ino, &inode);
+            return Ok(());
+        }
+        content.resize(PAGE_BYTES, 0);
+        let placed = self.place(ino, 0, &content)?;
+        self.install(ino, placed, None, &|_| {})
+    }
+
+    /// Writes a range whose first and last page keep some of their old content.
+    fn write_unaligned(
+        &self,
+        ino: u64,
+        offset: u64,
+        data: &[u8],
+        touch: &dyn Fn(&mut Inode),
+    ) -> Result<(), Error> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        let end = offset + data.len() as u64;
+        let (start, stop) = (offset / PAGE * PAGE, end.next_multiple_of(PAGE));
+        let mut pages = vec![0; (stop - start) as usize];
+        let (head, tail) = (offset % PAGE != 0, end % PAGE != 0);
+        if head {
+            self.read_pages(ino, start, &mut pages[..PAGE_BYTES])?;
+        }
+        let last = pages.len() - PAGE_BYTES;
+        if tail && !(head && last == 0) {
+            self.read_pages(ino, stop - PAGE, &mut pages[last..])?;
+        }
+        let at = (offset - start) as usize;
+        pages[at..at + data.len()].copy_from_slice(data);
+        let placed = self.place(ino, start / PAGE, &pages)?;
+        self.install(ino, placed, Some(end), touch)
+    }
+
+    fn write_whole_pages(
+        &self,
+        ino: u64,
+        offset: u64,
+        data: &[u8],
+        touch: &dyn Fn(&mut Inode),
+    ) -> Result<(), Error> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        let placed = self.place(ino, offset / PAGE, data)?;
+        self.install(ino, placed, Some(offset + data.len() as u64), touch)
+    }
+
+    /// Seals whole pages and writes them into free slots.
+    pub(super) fn place(&self, ino: u64, first_page: u64, data: &[u8]) -> Result<Placed, Error> {
+        self.epochs.check_writable()?;
+        let count = (data.len() / PAGE_BYTES) as u32;
+        SEALED.with_borrow_mut(|sealed| {
+            sealed.resize(sealed.len().max(data.len()), 0);
+            let sealed = &mut sealed[..data.len()];
+            let mut pages = Vec::with_capacity(count as usize);
+            let first_nonce = self.nonces.next_run(count);
+            let mut key = None;
+            let halves = data.chunks_exact(PAGE_BYTES).zip(sealed.chunks_exact_mut(PAGE_BYTES));
+            for (index, (plaintext, sealed)) in (0u16..).zip(halves) {
+                let page = first_page + u64::from(index);
+                let chunk = chunk_of(page);
+                if key.as_ref().is_none_or(|(of, _)| *of != chunk) {
+                    key = Some((chunk, self.dek_for_write(ino, chunk)?));
+                }
+                let (_, key) = key.as_ref().expect("just set");
+                let nonce = first_nonce.offset(index);
+                let tag = key.seal(nonce, &self.page_aad(ino, page), plaintext, sealed);
+                pages.push(PagePointer { slot: Slot(0), nonce, tag });
+            }
+            let runs = self.write_slots(ino, first_page, sealed)?;
+            let slots = runs
+                .iter()
+                .flat_map(|run| (0..u64::from(run.count)).map(|index| Slot(run.first.0 + index)));
+            for (pointer, slot) in pages.iter_mut().zip(slots) {
+                pointer.slot = slot;
+            }
+            Ok(Placed { first_page, pages, runs })
+        })
+    }
+
+    /// Writes sealed pages into free slots, into the reserve if they replace others.
+    fn write_slots(&self, ino: u64, first_page: u64, sealed: &[u8]) -> Result<Vec<SlotRun>, Error> {
+        let space = &self.epochs.space;
+        let count = (sealed.len() / PAGE_BYTES) as u32;
+        let runs = space.allocate(Class::Data, count).and_then(|runs| {
+            self.write_runs(&runs, sealed).inspect_err(|_| space.release(&runs))?;
+            Ok(runs)
+        });
+        let runs = match runs {
+            Err(SpaceError::Storage(error)) if is_full(&error) => Err(SpaceError::NoSpace),
+            other => other,
+        };
+        let runs = match runs {
+            Err(SpaceError::NoSpace) => {
+                let purpose = self.purpose_of(ino, first_page, u64::from(count))?;
+                space.allocate_backed(Class::Data, count, purpose).and_then(|runs| {
+                    self.write_runs(&runs, sealed).inspect_err(|_| space.release(&runs))?;
+                    Ok(runs)
+                })
+            }
+            other => other,
+        };
+        match runs {
+            Ok(runs) => Ok(runs),
+            Err(SpaceError::NoSpace) => Err(Error::NoSpace),
+            Err(SpaceError::Storage(error)) if is_full(&error) => Err(Error::NoSpace),
+            Err(SpaceError::Storage(source)) => Err(Error::Storage {
+                what: format!("writing inode {ino}, bytes from {}", first_page * PAGE),
+                source: Box::new(source),
+            }),
+        }
+    }
+
+    fn write_runs(&self, runs: &[SlotRun], sealed: &[u8]) -> Result<(), SpaceError> {
+        let mut rest = sealed;
+        for run in runs {
+            let (part, after) = rest.split_at(run.count as usize * PAGE_BYTES);
+            let file = FileId::Segment(run.first.segment());
+            self.storage.write_at(file, run.first.offset(), part)?;
+            self.epochs.space.mark_backed(*run);
+            rest = after;
+        }
+        Ok(())
+    }
+
+    /// Whether all of these pages have content already.
+    fn purpose_of(&self, ino: u64, first: u64, count: u64) -> Result<Purpose, Error> {
+        for page in first..first + count {
+            let map = self.page_map(ino, page / RUN_PAGES)?;
+            if map.pages[(page % RUN_PAGES) as usize].is_none() {
+                return Ok(Purpose::New);
+            }
+        }
+        Ok(Purpose::Overwrite)
+    }
+
+    /// Makes placed pages the content of their range. `end` is where the write ended; the size grows
+    /// to it.
+    pub(super) fn install(
+        &self,
+        ino: u64,
+        placed: Placed,
+        end: Option<u64>,
+        touch: &dyn Fn(&mut Inode),
+    ) -> Result<(), Error> {
+        let runs = placed.runs.clone();
+        let installed = self.install_records(ino, placed, end, touch);
+        if installed.is_err() {
+            self.epochs.space.release(&runs);
+        }
+        installed
+    }
+
+    fn install_records(
+        &self,
+        ino: u64,
+        placed: Placed,
+        end: Option<u64>,
+        touch: &dyn Fn(&mut Inode),
+    ) -> Result<(), Error> {
+        let _lock = self.lock_inodes(&[ino]);
+        let mut inode = self.require(ino)?;
+        let mut maps: Vec<(u64, PageMap)> = Vec::new();
+        let mut added = 0;
+        for (page, pointer) in (placed.first_page..).zip(placed.pages) {
+            let run = page / RUN_PAGES;
+            if maps.last().is_none_or(|(of, _)| *of != run) {
+                maps.push((run, self.page_map(ino, run)?));
+            }
+            let (_, map) = maps.last_mut().expect("just pushed");
+            let old = map.pages[(page % RUN_PAGES) as usize].replace(pointer);
+            added += u64::from(old.is_none());
+        }
+        let mut change = self.change(added == 0)?;
+        for (run, map) in &maps {
+            self.cuts.revive(ino, *run, &mut change);
+            change.put_map(self.cipher, ino, *run, map);
+        }
+        if !inode.paged {
+            inode.paged = true;
+            change.delete_inline(ino);
+        }
+        inode.pages += added;
+        inode.size = inode.size.max(end.unwrap_or(0));
+        touch(&mut inode);
+        change.put_inode(ino, &inode);
+        change.refer_to(&placed.runs);
+        Ok(())
+    }
+
+    /// Associated data of a page: where it belongs.
+    ///
+    /// ```text
+    /// offset size field
+    ///      0    2 format version
+    ///      2   16 volume id
+    ///     18    8 inode
+    ///     26    8 page index
+    ///     34    1 cipher: 1 aes-256-gcm, 2 aes-256-xts
+    /// ```
+    pub(super) fn page_aad(&self, ino: u64, page: u64) -> [u8; 35] {
+        let mut aad = [0; 35];
+        aad[0..2].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        aad[2..18].copy_from_slice(&self.volume_id.0);
+        aad[18..26].copy_from_slice(&ino.to_le_bytes());
+        aad[26..34].copy_from_slice(&page.to_le_bytes());
+        aad[34] = match self.cipher {
+            Cipher::Aes256Gcm => 1,
+            Cipher::Aes256Xts => 2,
+        };
+        aad
+    }
+}
+
+/// Where a page meets a buffer that starts at `offset`: from and to in the buffer, from in the page.
+fn overlap(page: u64, offset: u64, length: usize) -> (usize, usize, usize) {
+    let start = page * PAGE;
+    let from = start.saturating_sub(offset) as usize;
+    let within = offset.saturating_sub(start) as usize;
+    let to = (from + PAGE_BYTES - within).min(length);
+    (from, to, within)
+}

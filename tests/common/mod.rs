@@ -1,0 +1,97 @@
+//! Volumes for tests: keys that need no key service, on any storage.
+
+use atrest::crypto::{Cipher, Secret, random, wrap};
+use atrest::format::VolumeId;
+use atrest::format::config::{Algorithm, KekReference};
+use atrest::fs::volume::VolumeTree;
+use atrest::key::{KekError, KekErrorKind, KekProvider, VolumeKeys, Wrapped};
+use atrest::storage::Storage;
+use atrest::volume::{OpenError, OpenOptions, OpenReport, Volume};
+use std::sync::Arc;
+
+/// A KEK in memory.
+pub struct TestKek(Secret);
+
+impl KekProvider for TestKek {
+    fn uri(&self) -> &str {
+        "test:memory"
+    }
+
+    fn algorithm(&self) -> Algorithm {
+        Algorithm::A256Kw
+    }
+
+    fn wrap(&self, secrets: &[&Secret]) -> Result<Wrapped, KekError> {
+        let blobs = secrets.iter().map(|secret| wrap::wrap(&self.0, secret)).collect();
+        let kek = KekReference {
+            key_id: "memory".into(),
+            key_version: "1".into(),
+            algorithm: Algorithm::A256Kw,
+            parameters: None,
+        };
+        Ok(Wrapped { kek, blobs })
+    }
+
+    fn unwrap(&self, _: &KekReference, wrapped: &[u8]) -> Result<Secret, KekError> {
+        wrap::unwrap(&self.0, wrapped)
+            .map_err(|_| KekError::new(KekErrorKind::Integrity, self.uri(), "memory"))
+    }
+
+    fn latest_version(&self) -> Result<Option<String>, KekError> {
+        Ok(Some("1".into()))
+    }
+}
+
+/// What a test needs to open its volume again.
+#[derive(Clone)]
+pub struct Volumes {
+    /// The keys, shared by every opening.
+    pub keys: Arc<VolumeKeys>,
+    /// Bytes of `atrest.json`.
+    pub config: Vec<u8>,
+    /// How contents are sealed.
+    pub cipher: Cipher,
+    /// Identity of the volume.
+    pub id: VolumeId,
+}
+
+impl Volumes {
+    /// Draws keys.
+    pub fn new(cipher: Cipher) -> Self {
+        let mut id = [0; 16];
+        random::fill(&mut id);
+        let id = VolumeId(id);
+        let kek = TestKek(random::secret(32));
+        let (config, keys) = VolumeKeys::create(id, cipher, &kek).expect("keys can be made");
+        Self { keys: Arc::new(keys), config: config.bytes().to_vec(), cipher, id }
+    }
+
+    /// Makes a volume with a root directory in an empty storage, and closes it.
+    pub fn create(&self, storage: &Arc<dyn Storage>) {
+        Volume::create(&**storage, &self.keys, self.id, &self.config).expect("create");
+        let volume = self.open(storage).expect("open");
+        atrest::fs::volume::make_root(&volume, 0, 0, 0o755).expect("root directory");
+        volume.close().expect("close");
+    }
+
+    /// Opens it, without a background thread.
+    pub fn open(&self, storage: &Arc<dyn Storage>) -> Result<Arc<Volume>, OpenError> {
+        self.open_reported(storage).map(|(volume, _)| volume)
+    }
+
+    /// Opens it, with what was noticed.
+    pub fn open_reported(
+        &self,
+        storage: &Arc<dyn Storage>,
+    ) -> Result<(Arc<Volume>, OpenReport), OpenError> {
+        let options =
+            OpenOptions { node_cache_bytes: 1 << 20, first_fit: true, ..OpenOptions::default() };
+        let (keys, config) = (self.keys.clone(), &self.config);
+        Volume::open(storage.clone(), keys, self.id, self.cipher, config, &options)
+    }
+
+    /// Opens it as a filesystem.
+    pub fn tree(&self, storage: &Arc<dyn Storage>) -> Result<VolumeTree, OpenError> {
+        Ok(VolumeTree::new(self.open(storage)?))
+    }
+}
