@@ -2,21 +2,15 @@
 
 use std::path::Path;
 
-use serde_json::{Value, json};
-
 use super::args::{
     InspectArgs, KeyAddArgs, KeyArgs, KeyCommand, KeyRemoveArgs, KeyRotateArgs, KeyVerifyArgs,
 };
 use super::exit::Exit;
 use super::hint::{Failure, kek_text};
-use super::{place, status};
-use crate::daemon::{self, paths};
-use crate::format::config::Config;
+use super::{open, place, status};
 use crate::key::{
     Authorization, KeyError, Opened, ProviderOptions, SlotReport, VolumeKeys, provider_from_uri,
 };
-use crate::storage::{LockError, LockInfo, VolumeLock};
-use crate::storage::{OsStorage, Storage as _};
 
 /// Runs a key command.
 ///
@@ -34,12 +28,14 @@ pub fn run(command: &KeyCommand) -> Result<(), Failure> {
 
 /// What providers need to know of the command line.
 pub fn provider_options(arguments: &KeyArgs) -> ProviderOptions {
-    let authorization = arguments
-        .allow
-        .iter()
-        .fold(Authorization::default(), |allowed, pattern| allowed.allow(pattern));
+    provider_options_with(arguments, &[])
+}
+
+/// The same, with more keys allowed than the arguments say.
+pub fn provider_options_with(arguments: &KeyArgs, allow: &[&str]) -> ProviderOptions {
+    let patterns = arguments.allow.iter().map(String::as_str).chain(allow.iter().copied());
     ProviderOptions {
-        authorization,
+        authorization: patterns.fold(Authorization::default(), Authorization::allow),
         passphrase_file: arguments.passphrase_file.clone(),
         slot: arguments.slot,
         interactive: true,
@@ -60,7 +56,7 @@ fn list(arguments: &InspectArgs) -> Result<(), Failure> {
 fn add(arguments: &KeyAddArgs) -> Result<(), Failure> {
     let volume = place::volume(&arguments.volume)?;
     let options = provider_options(&arguments.keys);
-    let opened = open(&volume, &options)?;
+    let opened = unlock(&volume, &options)?;
     let new = ProviderOptions {
         authorization: options.authorization.clone().allow(&arguments.kek),
         new_passphrase_file: arguments.new_passphrase_file.clone(),
@@ -71,17 +67,17 @@ fn add(arguments: &KeyAddArgs) -> Result<(), Failure> {
     let provider =
         provider_from_uri(&arguments.kek, &new).map_err(|error| failed(KeyError::Kek(error)))?;
     let (config, slot) = opened.keys.add_slot(&opened.config, &*provider).map_err(failed)?;
-    replace(&volume, &config)?;
+    open::replace_config(&volume, opened, &config)?;
     println!("added slot {slot}: {}", arguments.kek);
     Ok(())
 }
 
 fn remove(arguments: &KeyRemoveArgs) -> Result<(), Failure> {
     let volume = place::volume(&arguments.volume)?;
-    let opened = open(&volume, &provider_options(&arguments.keys))?;
+    let opened = unlock(&volume, &provider_options(&arguments.keys))?;
     let config = opened.keys.remove_slot(&opened.config, arguments.remove);
     let config = config.map_err(|error| Failure::key(&volume, &error))?;
-    replace(&volume, &config)?;
+    open::replace_config(&volume, opened, &config)?;
     println!("removed slot {}", arguments.remove);
     println!("Who has an old copy of atrest.json and the key can still open the volume.");
     Ok(())
@@ -90,7 +86,7 @@ fn remove(arguments: &KeyRemoveArgs) -> Result<(), Failure> {
 fn rotate(arguments: &KeyRotateArgs) -> Result<(), Failure> {
     let volume = place::volume(&arguments.volume)?;
     let mut options = provider_options(&arguments.keys);
-    let opened = open(&volume, &options)?;
+    let opened = unlock(&volume, &options)?;
     options.new_passphrase_file.clone_from(&arguments.new_passphrase_file);
     let failed = |error| Failure::key(&volume, &error);
     if let Some(id) = arguments.rotate_slot {
@@ -101,7 +97,7 @@ fn rotate(arguments: &KeyRotateArgs) -> Result<(), Failure> {
             .keys
             .rotate_slot(&opened.config, id, &*provider, arguments.new_version)
             .map_err(failed)?;
-        replace(&volume, &config)?;
+        open::replace_config(&volume, opened, &config)?;
         println!("rotated slot {id}");
         return Ok(());
     }
@@ -110,7 +106,7 @@ fn rotate(arguments: &KeyRotateArgs) -> Result<(), Failure> {
         .rotate_slots(&opened.config, &options, arguments.new_version)
         .map_err(failed)?;
     if let Some(config) = &config {
-        replace(&volume, config)?;
+        open::replace_config(&volume, opened, config)?;
     }
     report(&volume, &reports)
 }
@@ -118,7 +114,7 @@ fn rotate(arguments: &KeyRotateArgs) -> Result<(), Failure> {
 fn verify(arguments: &KeyVerifyArgs) -> Result<(), Failure> {
     let volume = place::volume(&arguments.volume)?;
     let options = provider_options(&arguments.keys);
-    let opened = open(&volume, &options)?;
+    let opened = unlock(&volume, &options)?;
     report(&volume, &opened.keys.verify(&opened.config, &options))
 }
 
@@ -143,31 +139,7 @@ fn report(volume: &Path, reports: &[SlotReport]) -> Result<(), Failure> {
 ///
 /// # Errors
 /// No slot opens, or the configuration is refused.
-pub fn open(volume: &Path, options: &ProviderOptions) -> Result<Opened, Failure> {
+pub fn unlock(volume: &Path, options: &ProviderOptions) -> Result<Opened, Failure> {
     let bytes = place::config_bytes(volume)?;
     VolumeKeys::open(&bytes, options).map_err(|error| Failure::key(volume, &error))
-}
-
-/// Replaces the configuration: by the daemon if the volume is mounted, else here.
-fn replace(volume: &Path, config: &Config) -> Result<(), Failure> {
-    let info = LockInfo::of_this_process("key", None);
-    match VolumeLock::acquire(volume, &info) {
-        Ok(_lock) => OsStorage::open(volume, false)
-            .and_then(|storage| storage.replace_config(config.bytes()))
-            .map_err(|error| Failure::io("write the configuration of", volume, &error)),
-        Err(error @ LockError::Held(_)) => {
-            let id = config.data().volume_id.to_string();
-            replace_by_daemon(&id, config).map_err(|reason| {
-                Failure::lock(volume, &error).hint(format!("Its daemon was asked: {reason}"))
-            })
-        }
-        Err(error) => Err(Failure::lock(volume, &error)),
-    }
-}
-
-fn replace_by_daemon(volume_id: &str, config: &Config) -> std::io::Result<()> {
-    let text = std::str::from_utf8(config.bytes()).map_err(std::io::Error::other)?;
-    let request: Value = json!({ "op": "replace-config", "config": text });
-    let socket = paths::control_socket(volume_id)?;
-    daemon::ask(&socket, &request, std::time::Duration::from_secs(60)).map(drop)
 }

@@ -33,8 +33,15 @@ pub fn run(arguments: &MountArgs) -> Result<u8, Failure> {
     start_log(arguments, &parsed, &volume_id)?;
     daemon::harden();
     let options = keys::provider_options(&parsed.keys);
-    let opened = open::open(&volume, Some(&mountpoint), &options, &parsed.mount, arguments)
-        .inspect_err(|failure| log::error!("{failure}"))?;
+    let how = open::How {
+        command: "mount",
+        mountpoint: Some(&mountpoint),
+        read_only: parsed.mount.read_only,
+        allow_rollback: arguments.allow_rollback,
+    };
+    let opened =
+        open::open(&volume, &options, how).inspect_err(|failure| log::error!("{failure}"))?;
+    opened.control.start();
     let service = Service {
         tree: opened.tree,
         volume: opened.control,

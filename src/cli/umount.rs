@@ -48,10 +48,14 @@ pub fn run(arguments: &UmountArgs) -> Result<(), Failure> {
 /// The process that serves the volume, opened before it ends.
 fn daemon_of(volume: &Path) -> Result<Option<ProcessHandle>, Failure> {
     match VolumeLock::holder(volume) {
-        Ok(Holder::Known(info)) => ProcessHandle::open(info.pid)
+        Ok(Holder::Known(info)) if info.host == this_host() => ProcessHandle::open(info.pid)
             .map_err(|error| Failure::io("watch the daemon of", volume, &error)),
         _ => Ok(None),
     }
+}
+
+fn this_host() -> String {
+    nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Asks the daemon to make everything durable while it can still say what went wrong.

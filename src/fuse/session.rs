@@ -58,7 +58,7 @@ pub struct Options {
 impl Options {
     /// Event-loop threads unless told otherwise.
     pub const THREADS_DEFAULT: usize = 2;
-    /// Most event-loop threads; each has a 16 MiB buffer, though touched only as far as requests go.
+    /// Most event-loop threads; each has a buffer of 16 MiB, of which requests touch 1.
     pub const THREADS_MAX: usize = 64;
 
     /// Read-write, `nosuid`, `nodev`, and everything else as the kernel does by default.

@@ -193,8 +193,12 @@ mod tests {
     /// Fields are found behind any number of optional ones, and escapes are undone.
     #[test]
     fn parses_a_line() {
-        let line = br"36 35 0:45 / /mnt/a\040b rw,nosuid shared:1 master:2 - fuse.atrest /srv/v\134 rw,id=0";
-        let mount = parse(line).unwrap();
+        let line = [
+            &br"36 35 0:45 / /mnt/a\040b rw,nosuid shared:1 master:2"[..],
+            br" - fuse.atrest /srv/v\134 rw,id=0",
+        ]
+        .concat();
+        let mount = parse(&line).unwrap();
         assert_eq!(mount.device, "0:45");
         assert_eq!(device_number(&mount), Some(libc::makedev(0, 45)));
         assert_eq!(mount.mountpoint, Path::new("/mnt/a b"));
