@@ -1,0 +1,1 @@
+//! Not a transcript yet.
