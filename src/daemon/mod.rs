@@ -158,13 +158,13 @@ pub fn harden() {
 pub fn serve(service: Service, readiness: Readiness) -> Result<(), Error> {
     let volume = service.volume.clone();
     let served = serve_until_unmounted(service, readiness);
+    notify_service_manager("STOPPING=1");
     let closed = volume.close();
     if let Err(error) = &closed {
         log::error!("the volume was not closed properly: {error}");
     } else {
         log::info!("closed");
     }
-    notify_service_manager("STOPPING=1");
     served.and(closed.map_err(Error::Close))
 }
 

@@ -2,10 +2,10 @@
 //!
 //! A transcript is a text file. `$ atrest ...` runs the binary; what follows up to the next blank
 //! line is `exit N` and every line of output behind `out| ` or `err| `. `@ ...` prepares something
-//! (see [`prepare`]), and `#` is a comment. `$T` is the scenario's own directory, volume ids are
-//! `$ID`. To write the answers of the binary into the files, for review: `ATREST_TRANSCRIPTS=write`.
+//! (see `Scenario::prepare`), and `#` is a comment. `$T` is the scenario's own directory, volume ids
+//! are `$ID`. `ATREST_TRANSCRIPTS=write` writes what the binary says into the files, for review.
 
-mod daemon;
+mod mounting;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -78,8 +78,8 @@ impl Scenario {
         self.directory.path().canonicalize().unwrap()
     }
 
-    /// `volume NAME`: a volume with a passphrase slot ("correct") and a local one, as far as keys
-    /// go. `lock NAME`: it is mounted elsewhere. `mkdir`, `file NAME TEXT`, `edit NAME A B` (replace
+    /// `volume NAME`: an empty volume with one passphrase slot, which the file `correct` opens; the
+    /// file `wrong` holds another passphrase. `lock NAME`: it is mounted elsewhere. `mkdir`, `file NAME TEXT`, `edit NAME A B` (replace
     /// text in a file).
     fn prepare(&mut self, directive: &str) {
         let mut words = directive.splitn(3, ' ');
@@ -112,15 +112,22 @@ impl Scenario {
     fn make_volume(&self, path: &Path) {
         let secret = self.root().join("correct");
         private_file(&secret, b"correct\n");
+        private_file(&self.root().join("wrong"), b"wrong\n");
         let options = ProviderOptions {
             passphrase_file: Some(secret),
             passphrase_cost: passphrase::Cost { memory_kib: 8 * 1024, passes: 1, lanes: 1 },
             ..ProviderOptions::default()
         };
         let provider = provider_from_uri("passphrase:", &options).unwrap();
-        let (config, _) = VolumeKeys::create(VolumeId(ID), Cipher::Aes256Gcm, &*provider).unwrap();
+        let (id, cipher) = (VolumeId(ID), Cipher::Aes256Gcm);
+        let (config, keys) = VolumeKeys::create(id, cipher, &*provider).unwrap();
         let storage = OsStorage::create(path).unwrap();
-        storage.replace_config(config.bytes()).unwrap();
+        Volume::create(&storage, &keys, id, config.bytes()).unwrap();
+        let (storage, keys, options) = (Arc::new(storage), Arc::new(keys), OpenOptions::default());
+        let opened = Volume::open(storage, keys, id, cipher, config.bytes(), &options);
+        let (volume, _) = opened.unwrap();
+        make_root(&volume, 0, 0, 0o755).unwrap();
+        volume.close().unwrap();
     }
 
     fn run(&self, command: &str) -> String {
@@ -143,9 +150,8 @@ impl Scenario {
 /// The line with what differs from run to run made the same: versions of keys, allocated bytes,
 /// free space, process ids.
 fn volatile(line: &str) -> String {
-    for (name, end) in
-        [("key_version ", ','), ("\"key_version\": \"", '"'), ("bytes_on_disk: ", ' ')]
-    {
+    let table = [("key_version ", ','), ("\"key_version\": \"", '"'), ("bytes_on_disk: ", ' ')];
+    for (name, end) in table {
         if let Some((before, after)) = line.split_once(name) {
             let rest = after.find(end).map_or("", |at| &after[at..]);
             return format!("{before}{name}...{rest}");

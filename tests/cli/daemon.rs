@@ -1,1 +1,0 @@
-//! Not a transcript yet.
