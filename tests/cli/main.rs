@@ -3,7 +3,8 @@
 //! A transcript is a text file. `$ atrest ...` runs the binary; what follows up to the next blank
 //! line is `exit N` and every line of output behind `out| ` or `err| `. `@ ...` prepares something
 //! (see `Scenario::prepare`), and `#` is a comment. `$T` is the scenario's own directory, a
-//! volume's id is `$ID`. `ATREST_TRANSCRIPTS=write` writes what the binary says into the files, for review.
+//! volume's id is `$ID`. `ATREST_TRANSCRIPTS=write` writes what the binary says into the files,
+//! for review.
 
 mod mounting;
 
