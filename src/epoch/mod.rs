@@ -391,6 +391,11 @@ impl Epochs {
         self.committer.lock().delta.chain.clone()
     }
 
+    /// Both superblocks as they are on disk: `super.a`, then `super.b`; for `fsck` and `inspect`.
+    pub fn superblocks(&self) -> [Result<Superblock, Refused>; 2] {
+        superblocks::read_both(&*self.storage, &self.keys, self.volume_id)
+    }
+
     /// The newest durable superblock.
     pub fn superblock(&self) -> Superblock {
         self.committer.lock().superblock.clone()

@@ -1,15 +1,17 @@
 //! A volume as records and page contents: what the tree's keys mean. Knows no POSIX rules.
 
 mod background;
-mod check;
+pub mod check;
 mod content;
 mod cuts;
 mod data_keys;
 mod discard;
 mod records;
 mod resize;
+mod scan;
 
 pub use crate::epoch::{OpenError, OpenOptions, OpenReport};
+pub use check::{CheckOptions, CheckReport, Progress, Stage};
 pub use records::Change;
 
 use crate::crypto::random::NonceSequence;
