@@ -6,6 +6,8 @@ mod content;
 mod cuts;
 mod data_keys;
 mod discard;
+pub mod inspect;
+mod path;
 mod records;
 mod resize;
 mod scan;
@@ -26,6 +28,7 @@ use background::Background;
 use cuts::Cuts;
 use data_keys::DataKeys;
 use parking_lot::{Mutex, MutexGuard, RwLock};
+use path::DamageLog;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -143,6 +146,7 @@ pub struct Volume {
     live: Arc<Live>,
     cuts: Cuts,
     background: Background,
+    damage_log: DamageLog,
     read_only: bool,
 }
 
@@ -208,6 +212,7 @@ impl Volume {
             live,
             cuts,
             background: Background::new(),
+            damage_log: DamageLog::new(),
             read_only: options.read_only,
         });
         Ok((volume, report))

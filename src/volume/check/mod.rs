@@ -364,7 +364,7 @@ impl<'a> Checker<'a> {
 }
 
 /// What the records of a table are, for people.
-fn describe(table: u8) -> &'static str {
+pub(super) fn describe(table: u8) -> &'static str {
     const NAMES: [(Table, &str); 11] = [
         (Table::Counters, "the counters"),
         (Table::Inode, "inodes"),
