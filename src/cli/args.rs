@@ -18,7 +18,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Make a volume
-    #[command(after_help = "Examples:\n  atrest init /srv/vault --kek passphrase:\n  \
+    #[command(after_help = "Examples:\n  atrest init /srv/vault\n  atrest init /srv/vault --kek passphrase:\n  \
         atrest init /srv/vault --kek local:web")]
     Init(InitArgs),
     /// Mount a volume
@@ -82,7 +82,7 @@ pub struct InitArgs {
     /// Directory of the new volume; made if missing, else it must be empty
     pub volume: PathBuf,
     /// Key-encryption key: passphrase:, local:NAME, or the URI of a key service
-    #[arg(long, value_name = "URI")]
+    #[arg(long, value_name = "URI", default_value = "local:")]
     pub kek: String,
     /// Cipher of the contents
     #[arg(long, value_enum, default_value = "aes-256-gcm")]

@@ -16,7 +16,7 @@ use crate::daemon::{self, VolumeControl, paths};
 use crate::format::VolumeId;
 use crate::format::config::{Config, UnverifiedConfig};
 use crate::fs::Tree;
-use crate::fs::volume::{VolumeTree, make_root};
+use crate::fs::volume::{VolumeTree, make_root, recover};
 use crate::key::pin::{Freshness, Pin, PinStore, check as check_pin};
 use crate::key::{KeyError, Opened, ProviderOptions, VolumeKeys, provider_from_uri};
 use crate::storage::{LockError, LockInfo, OsStorage, VolumeLock};
@@ -159,6 +159,11 @@ pub struct Control {
 impl Control {
     /// Starts what runs beside requests. Threads: not before a fork.
     pub fn start(&self) {
+        match recover(&self.volume) {
+            Ok(0) => {}
+            Ok(count) => log::info!("{count} files that were deleted while open are gone now"),
+            Err(error) => log::error!("deleted files are still there: {}", chain(&error)),
+        }
         self.volume.start();
     }
 

@@ -20,7 +20,7 @@ const CONFIG_NAME: &str = "atrest.json";
 pub fn volume(path: &Path) -> Result<PathBuf, Failure> {
     let missing = |error: &io::Error| {
         Failure::new(Exit::ConfigMissing, format!("{} is not a volume: {error}", path.display()))
-            .hint(format!("To make one: atrest init {} --kek passphrase:", path.display()))
+            .hint(format!("To make one: atrest init {}", path.display()))
     };
     let volume = path.canonicalize().map_err(|error| missing(&error))?;
     let there = std::fs::metadata(volume.join(CONFIG_NAME));
