@@ -387,9 +387,19 @@ impl Epochs {
         slots_of(&committer.delta.used).for_each(visit);
     }
 
+    /// Slots that were freed and wait before they may be used again.
+    pub fn deferred_slots(&self) -> u64 {
+        self.deferred.waiting()
+    }
+
     /// Slots of the delta chain, for `fsck`.
     pub fn delta_slots(&self) -> Vec<[crate::format::Slot; 2]> {
         self.committer.lock().delta.chain.clone()
+    }
+
+    /// Both superblocks as they are on disk: `super.a`, then `super.b`; for `fsck` and `inspect`.
+    pub fn superblocks(&self) -> [Result<Superblock, Refused>; 2] {
+        superblocks::read_both(&*self.storage, &self.keys, self.volume_id)
     }
 
     /// The newest durable superblock.

@@ -127,8 +127,13 @@ impl Epochs {
         if !known {
             return Err(OpenError::ConfigReplaced);
         }
-        let nodes =
-            NodeStore::new(storage.clone(), keys.clone(), volume_id, options.node_cache_bytes);
+        let nodes = NodeStore::new(
+            storage.clone(),
+            keys.clone(),
+            volume_id,
+            options.node_cache_bytes,
+            options.read_only,
+        );
         let (bitmaps, delta) = read_bitmaps(&nodes, &newest)?;
         let mut used = bitmaps.clone();
         fold(&mut used, &delta);

@@ -132,6 +132,10 @@ impl Volume {
     fn page_lost(&self, ino: u64, page: u64, cause: Option<std::io::Error>) -> Error {
         self.epochs.damage().pages_lost.fetch_add(1, Ordering::Relaxed);
         let (from, to) = (page * PAGE, page * PAGE + PAGE - 1);
+        match &cause {
+            Some(error) => self.log_damage(ino, from, to, &format!("the storage: {error}")),
+            None => self.log_damage(ino, from, to, "they do not authenticate"),
+        }
         match cause {
             Some(source) => Error::Storage {
                 what: format!("reading inode {ino}, bytes {from} to {to}"),

@@ -1,15 +1,19 @@
 //! A volume as records and page contents: what the tree's keys mean. Knows no POSIX rules.
 
 mod background;
-mod check;
+pub mod check;
 mod content;
 mod cuts;
 mod data_keys;
 mod discard;
+pub mod inspect;
+mod path;
 mod records;
 mod resize;
+mod scan;
 
 pub use crate::epoch::{OpenError, OpenOptions, OpenReport};
+pub use check::{CheckOptions, CheckReport, Progress, Stage};
 pub use records::Change;
 
 use crate::crypto::random::NonceSequence;
@@ -24,6 +28,7 @@ use background::Background;
 use cuts::Cuts;
 use data_keys::DataKeys;
 use parking_lot::{Mutex, MutexGuard, RwLock};
+use path::DamageLog;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -141,6 +146,7 @@ pub struct Volume {
     live: Arc<Live>,
     cuts: Cuts,
     background: Background,
+    damage_log: DamageLog,
     read_only: bool,
 }
 
@@ -206,6 +212,7 @@ impl Volume {
             live,
             cuts,
             background: Background::new(),
+            damage_log: DamageLog::new(),
             read_only: options.read_only,
         });
         Ok((volume, report))

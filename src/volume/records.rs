@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// Longer values are stored in parts of this many bytes.
-const PART_BYTES: usize = INLINE_BYTES_MAX as usize;
+pub(super) const PART_BYTES: usize = INLINE_BYTES_MAX as usize;
 
 /// A set of record changes that become durable together. Puts do not fail.
 pub struct Change<'a> {

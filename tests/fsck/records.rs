@@ -1,0 +1,1 @@
+//! Records that authenticate and contradict each other.
