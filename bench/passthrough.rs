@@ -4,7 +4,9 @@
 //! TTLs, readdirplus, parallel directory operations, 1 MiB requests), same event loop (fuser), and
 //! nothing between a request and the system call that answers it. It is a yardstick, not a
 //! filesystem to use: no xattrs or ACLs (ENOSYS, which the kernel remembers, so it never asks
-//! again), set-id bits survive a write by root, and changes made under it go unnoticed.
+//! again), no times of symlinks, set-id bits survive a write by root, changes made under it go
+//! unnoticed, and every inode that the kernel remembers holds a descriptor: a tree must be smaller
+//! than the limit on those (as root it is raised to a million where that is permitted).
 //!
 //! `passthrough SOURCE MOUNTPOINT [THREADS]` serves in the foreground until it is unmounted.
 
@@ -626,8 +628,9 @@ impl Filesystem for Passthrough {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let synced = self
-            .with_file(fh, |file| Ok(if datasync { file.sync_data()? } else { file.sync_all()? }));
+        let synced = self.with_file(fh, |file| {
+            if datasync { file.sync_data() } else { file.sync_all() }.map_err(Errno::from)
+        });
         reply_empty(reply, synced);
     }
 
@@ -770,8 +773,11 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     };
     stat::umask(Mode::empty());
     // One descriptor for each inode that the kernel remembers.
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    let most = 1 << 20;
+    if setrlimit(Resource::RLIMIT_NOFILE, most, most).is_err() {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    }
 
     let mut config = Config::default();
     config.mount_options = vec![

@@ -1,8 +1,46 @@
 //! Command line: what was typed, what it means, what is printed, exit codes.
 
+pub mod args;
+pub mod exit;
+pub mod hint;
+mod keys;
+mod mount;
+mod open;
+mod options;
+mod place;
+mod status;
+mod umount;
+
 use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use args::{Cli, Command};
+use hint::Failure;
 
 /// Parses the command line, runs the command and returns its exit code.
 pub fn run() -> ExitCode {
-    ExitCode::FAILURE
+    let Some(arguments) = args::from_helper(std::env::args_os().collect()) else {
+        return ExitCode::SUCCESS;
+    };
+    match execute(&Cli::parse_from(arguments).command) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            eprintln!("{failure}");
+            failure.exit.into()
+        }
+    }
+}
+
+fn execute(command: &Command) -> Result<u8, Failure> {
+    match command {
+        Command::Mount(arguments) => return mount::run(arguments),
+        Command::Init(arguments) => open::create(arguments)?,
+        Command::Umount(arguments) => umount::run(arguments)?,
+        Command::Status(arguments) => status::run(arguments)?,
+        Command::Inspect(arguments) => status::inspect(arguments)?,
+        Command::Fsck(arguments) => open::check(arguments)?,
+        Command::Key(command) => keys::run(command)?,
+    }
+    Ok(0)
 }

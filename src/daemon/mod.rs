@@ -4,7 +4,8 @@ mod control;
 pub mod logging;
 pub mod paths;
 
-use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
@@ -15,10 +16,11 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::fs::Tree;
-use crate::fuse::{MountError, Options, Session};
+use crate::fuse::Session;
 use crate::sys::mount;
 use crate::sys::process::{self, Side, Signals};
 
+pub use crate::fuse::{AllowOther, MountError, Options};
 pub use control::{VolumeControl, ask};
 
 /// Why a daemon could not start, or did not end well. `Display` says what was attempted; the cause
@@ -49,7 +51,7 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Readiness {
     /// Where the waiting parent reads; `None` in the foreground.
-    pipe: Option<PipeWriter>,
+    pipe: Option<File>,
 }
 
 /// Which process goes on after [`detach`].
@@ -68,7 +70,7 @@ pub enum Detached {
 /// Those of pipe(2) and fork(2).
 pub fn detach() -> Result<Detached, Error> {
     let failed = |attempt| move |source| Error::Process { attempt, source };
-    let (reader, writer) = io::pipe().map_err(failed("make a pipe"))?;
+    let (reader, writer) = process::pipe().map_err(failed("make a pipe"))?;
     match process::fork().map_err(failed("start the daemon"))? {
         Side::Child => Ok(Detached::Child(Readiness { pipe: Some(writer) })),
         Side::Parent(child) => {
@@ -80,7 +82,7 @@ pub fn detach() -> Result<Detached, Error> {
     }
 }
 
-fn await_readiness(mut reader: PipeReader, child: i32) -> io::Result<u8> {
+fn await_readiness(mut reader: File, child: i32) -> io::Result<u8> {
     let mut byte = [0];
     if reader.read(&mut byte)? == 1 {
         return Ok(0);
@@ -156,13 +158,13 @@ pub fn harden() {
 pub fn serve(service: Service, readiness: Readiness) -> Result<(), Error> {
     let volume = service.volume.clone();
     let served = serve_until_unmounted(service, readiness);
+    notify_service_manager("STOPPING=1");
     let closed = volume.close();
     if let Err(error) = &closed {
         log::error!("the volume was not closed properly: {error}");
     } else {
         log::info!("closed");
     }
-    notify_service_manager("STOPPING=1");
     served.and(closed.map_err(Error::Close))
 }
 

@@ -4,18 +4,18 @@ use fuser::{InitFlags, RenameFlags, WriteFlags};
 
 use crate::fs::{self, Allocate, Error, Seek};
 
-/// What is asked of the kernel where it offers it. Facts from `fs/fuse/inode.c`, Linux 5.10 to 6.18:
+/// What is asked of the kernel where it offers it (fs/fuse/inode.c, Linux 5.10 to 6.18):
 ///
 /// - `WRITEBACK_CACHE`: writes land in the page cache; size, mtime and ctime are then the kernel's.
 /// - `PARALLEL_DIROPS`: lookups and readdirs in one directory are not serialised.
-/// - `DO_READDIRPLUS` with `READDIRPLUS_AUTO`: attributes come with the listing when a `stat` of the
-///   entries follows.
+/// - `DO_READDIRPLUS` with `READDIRPLUS_AUTO`: attributes come with the listing when a `stat` of
+///   the entries follows.
 /// - `CACHE_SYMLINKS`, `NO_OPENDIR_SUPPORT`: targets and listings stay in the page cache; ENOSYS to
 ///   OPENDIR means "cache every directory" and ends the requests.
 /// - `ATOMIC_O_TRUNC`: `O_TRUNC` arrives with OPEN instead of as a SETATTR of its own.
 /// - `HANDLE_KILLPRIV_V2` (5.11): we clear set-user-ID bits, so a write asks for no xattr first.
 /// - `POSIX_ACL` with `DONT_MASK`: the kernel checks ACLs, the tree applies umask or default ACL.
-/// - `EXPLICIT_INVAL_DATA`: cached pages go only when we say so. Nobody but the kernel changes files.
+/// - `EXPLICIT_INVAL_DATA`: cached pages go only when we say so. Only the kernel changes files.
 /// - `ASYNC_DIO`: large `O_DIRECT` requests are sent in parallel.
 ///
 /// Not asked for: `AUTO_INVAL_DATA` (would drop pages when sizes change), `POSIX_LOCKS` and

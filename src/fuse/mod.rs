@@ -176,9 +176,9 @@ fn caller(request: &Request, umask: u32) -> Caller {
     Caller { uid: request.uid(), gid: request.gid(), umask }
 }
 
-/// Whether the kernel would want set-user-ID bits cleared when this caller truncates: it says so in
-/// a flag that fuser drops (`FUSE_OPEN_KILL_SUIDGID`, `FATTR_KILL_SUIDGID`), set for callers without
-/// CAP_FSETID. Root without that capability keeps the bits, which is the one difference.
+/// Whether the kernel would want set-user-ID bits cleared when this caller truncates: it says so
+/// in flags that fuser drops (`FUSE_OPEN_KILL_SUIDGID`, `FATTR_KILL_SUIDGID`), set for callers
+/// without CAP_FSETID. Root without that capability keeps the bits, which is the one difference.
 fn truncation_kills_suid(request: &Request) -> bool {
     request.uid() != 0
 }

@@ -1,27 +1,24 @@
 //! Mount options, the mount itself, and the event loops.
 
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use fuser::{Config, MountOption, SessionACL};
-use nix::errno::Errno;
 use nix::mount::MsFlags;
-use nix::unistd::{getegid, geteuid};
+use nix::unistd::geteuid;
 
 use super::Adapter;
 use super::writeback::Writeback;
 use crate::fs::Tree;
-use crate::sys::mount::{self, Mount};
+use crate::sys::mount;
 
 /// Share of the dirty limit that a mount may use, in percent. The kernel gives FUSE 1, which
 /// throttles writers at a few MiB.
-const DIRTY_RATIO_PERCENT: &str = "40";
+const DIRTY_PERCENT: u32 = 40;
 /// Readahead window of the mount in KiB; the kernel's default is 128.
-const READAHEAD_KB: &str = "1024";
+const READAHEAD_KIB: u32 = 1024;
 
 /// Who may use the mount beside the user that mounts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,7 +58,7 @@ pub struct Options {
 impl Options {
     /// Event-loop threads unless told otherwise.
     pub const THREADS_DEFAULT: usize = 2;
-    /// Most event-loop threads; each has a 16 MiB buffer, though touched only as far as requests go.
+    /// Most event-loop threads; each has a buffer of 16 MiB, of which requests touch 1.
     pub const THREADS_MAX: usize = 64;
 
     /// Read-write, `nosuid`, `nodev`, and everything else as the kernel does by default.
@@ -143,9 +140,12 @@ impl Session {
         };
         let table = mount::mount_at(mountpoint).ok().flatten();
         if let Some(entry) = &table {
-            tune(entry);
+            // Only root may, and without it the mount is slower but no worse.
+            if let Err(error) = mount::tune(entry, DIRTY_PERCENT, READAHEAD_KIB) {
+                log::debug!("the limits of the page cache stay as they are: {error}");
+            }
         }
-        let device = table.and_then(|entry| device_number(&entry.device)).unwrap_or(0);
+        let device = table.as_ref().and_then(mount::device_number).unwrap_or(0);
         let way =
             Writeback { notifier: inner.notifier(), mountpoint: mountpoint.to_owned(), device };
         let _ = writeback.set(way);
@@ -178,29 +178,17 @@ fn config(options: &Options, mount_options: Vec<MountOption>) -> Config {
 /// mount(2), for root; `None` if that is not permitted. fuser could do it, but only as type "fuse"
 /// without the subtype that `mount`, `findmnt -t` and systemd show.
 fn mount_directly(mountpoint: &Path, options: &Options) -> Result<Option<OwnedFd>, MountError> {
-    let device = File::options()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_CLOEXEC)
-        .open("/dev/fuse")
-        .map_err(MountError::Device)?;
-    let failed = |source| MountError::Mount { mountpoint: mountpoint.to_owned(), source };
-    let mode = std::fs::metadata(mountpoint).map_err(failed)?.mode();
-    let mut data = format!(
-        "fd={},rootmode={mode:o},user_id={},group_id={},default_permissions",
-        device.as_raw_fd(),
-        geteuid(),
-        getegid(),
-    );
-    if options.for_everybody() {
-        data.push_str(",allow_other");
-    }
-    let source = Some(options.source.as_path());
+    let device = mount::open_fuse().map_err(MountError::Device)?;
+    let data = if options.for_everybody() {
+        "default_permissions,allow_other"
+    } else {
+        "default_permissions"
+    };
     let flags = mount_flags(options);
-    match nix::mount::mount(source, mountpoint, Some(mount::TYPE), flags, Some(data.as_str())) {
+    match mount::mount_fuse(&device, &options.source, mountpoint, flags, data) {
         Ok(()) => Ok(Some(device.into())),
-        Err(Errno::EPERM) => Ok(None),
-        Err(errno) => Err(failed(errno.into())),
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(None),
+        Err(source) => Err(MountError::Mount { mountpoint: mountpoint.to_owned(), source }),
     }
 }
 
@@ -249,27 +237,6 @@ fn helper_options(options: &Options) -> Vec<MountOption> {
     list
 }
 
-/// Raises what the kernel lets FUSE mounts have: only root may, and it is no error if not.
-fn tune(entry: &Mount) {
-    let base = PathBuf::from("/sys/class/bdi");
-    let names = [format!("{}-fuse", entry.device), entry.device.clone()];
-    let Some(bdi) = names.iter().map(|name| base.join(name)).find(|path| path.exists()) else {
-        log::debug!("no {}/{}: cache limits stay as they are", base.display(), names[0]);
-        return;
-    };
-    for (file, value) in [("max_ratio", DIRTY_RATIO_PERCENT), ("read_ahead_kb", READAHEAD_KB)] {
-        if let Err(error) = std::fs::write(bdi.join(file), value) {
-            log::debug!("cannot set {}/{file} to {value}: {error}", bdi.display());
-        }
-    }
-}
-
-/// `major:minor` as `st_dev` has it.
-fn device_number(text: &str) -> Option<u64> {
-    let (major, minor) = text.split_once(':')?;
-    Some(libc::makedev(major.parse().ok()?, minor.parse().ok()?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -294,12 +261,5 @@ mod tests {
         let options = Options::new(PathBuf::from(r"/srv/a,allow_other\b"));
         let list = helper_options(&options);
         assert_eq!(list[0], MountOption::FSName(r"/srv/a\,allow_other\\b".to_owned()));
-    }
-
-    /// Numbers as the kernel prints them.
-    #[test]
-    fn device_numbers() {
-        assert_eq!(device_number("0:45"), Some(libc::makedev(0, 45)));
-        assert_eq!(device_number("45"), None);
     }
 }

@@ -3,15 +3,13 @@
 //! `fuse_file_llseek` (fs/fuse/file.c) sends LSEEK without flushing first, unlike fallocate and
 //! copy_file_range, while a fresh page of the writeback cache is still a hole to us.
 
-use std::fs::File;
 use std::os::fd::AsFd as _;
-use std::os::linux::fs::MetadataExt as _;
 use std::path::PathBuf;
 
 use fuser::{INodeNo, Notifier};
 
 use crate::fs::{Error, Ino};
-use crate::sys::file_handle;
+use crate::sys::{file_handle, mount};
 
 /// A way to the page cache of one mount. Call it from worker threads only: event loops must be free
 /// to take the WRITEs that it causes.
@@ -42,10 +40,7 @@ impl Writeback {
     /// The kind road, for root: the pages are written in large requests and stay cached. The
     /// descriptors live for the call only, for they make the mount busy.
     fn through_mount(&self, ino: Ino, offset: u64) -> std::io::Result<()> {
-        let root = File::open(&self.mountpoint)?;
-        if root.metadata()?.st_dev() != self.device {
-            return Err(std::io::Error::other("the mount is detached"));
-        }
+        let root = mount::open_root(&self.mountpoint, self.device)?;
         let file = file_handle::open_inode(root.as_fd(), ino)?;
         file_handle::write_back(&file, offset, 0)
     }

@@ -114,6 +114,16 @@ pub fn forbid_core_dumps() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Gives memory that was freed back to the operating system: `malloc_trim(3)` where the C library
+/// has it.
+pub fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim(3) takes no pointers and may be called at any time from any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 fn take_slot(class: usize) -> usize {
     let mut free = FREE[class].lock();
     if let Some(address) = free.pop() {
@@ -124,7 +134,7 @@ fn take_slot(class: usize) -> usize {
     let last = (CHUNK_BYTES / slot_bytes - 1) * slot_bytes;
     // Room for every slot that exists, so that giving one back does not allocate.
     let capacity = free.capacity() + CHUNK_BYTES / slot_bytes;
-    free.reserve(capacity);
+    free.reserve_exact(capacity);
     free.extend((0..last).step_by(slot_bytes).map(|offset| chunk + offset));
     chunk + last
 }
@@ -233,15 +243,5 @@ mod tests {
             }
         }
         panic!("no mapping holds the secret");
-    }
-}
-
-/// Gives memory that was freed back to the operating system: `malloc_trim(3)` where the C library
-/// has it.
-pub fn trim_heap() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: malloc_trim(3) takes no pointers and may be called at any time from any thread.
-    unsafe {
-        libc::malloc_trim(0);
     }
 }

@@ -1,13 +1,17 @@
 //! The mount table, and taking mounts away.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::errno::Errno;
-use nix::mount::{MntFlags, umount2};
+use nix::mount::{MntFlags, MsFlags, umount2};
+use nix::unistd::{getegid, geteuid};
 
 /// The filesystem type under which our mounts appear in the mount table.
 pub const TYPE: &str = "fuse.atrest";
@@ -42,6 +46,69 @@ pub fn mounts() -> io::Result<Vec<Mount>> {
 /// As [`mounts`].
 pub fn mount_at(mountpoint: &Path) -> io::Result<Option<Mount>> {
     Ok(mounts()?.into_iter().rev().find(|mount| mount.mountpoint == mountpoint))
+}
+
+/// Opens `/dev/fuse`.
+///
+/// # Errors
+/// Those of open(2).
+pub fn open_fuse() -> io::Result<File> {
+    File::options().read(true).write(true).open("/dev/fuse")
+}
+
+/// mount(2) of a FUSE filesystem whose requests are read from `device`; `options` are those of
+/// the kernel's fs/fuse/inode.c, without the ones that every mount needs. The mount belongs to this
+/// process's user.
+///
+/// # Errors
+/// Those of mount(2); EPERM without CAP_SYS_ADMIN.
+pub fn mount_fuse(
+    device: &File,
+    source: &Path,
+    mountpoint: &Path,
+    flags: MsFlags,
+    options: &str,
+) -> io::Result<()> {
+    let data = format!(
+        "fd={},rootmode={:o},user_id={},group_id={},{options}",
+        device.as_raw_fd(),
+        std::fs::metadata(mountpoint)?.mode(),
+        geteuid(),
+        getegid(),
+    );
+    Ok(nix::mount::mount(Some(source), mountpoint, Some(TYPE), flags, Some(data.as_str()))?)
+}
+
+/// Raises the limits of a mount's page cache: its share of the dirty limit in percent, and its
+/// readahead window. The kernel lets a FUSE mount have 1 % and 128 KiB.
+///
+/// # Errors
+/// EACCES without root; `NotFound` without sysfs.
+pub fn tune(mount: &Mount, dirty_percent: u32, readahead_kib: u32) -> io::Result<()> {
+    let base = Path::new("/sys/class/bdi");
+    let suffixed = base.join(format!("{}-fuse", mount.device));
+    let bdi = if suffixed.exists() { suffixed } else { base.join(&mount.device) };
+    std::fs::write(bdi.join("max_ratio"), dirty_percent.to_string())?;
+    std::fs::write(bdi.join("read_ahead_kb"), readahead_kib.to_string())
+}
+
+/// `st_dev` of what a mount's `major:minor` says.
+pub fn device_number(mount: &Mount) -> Option<u64> {
+    let (major, minor) = mount.device.split_once(':')?;
+    Some(libc::makedev(major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// Opens the root directory of the mount at `mountpoint`, if it is still that of `device`. The
+/// mount is busy while it is open.
+///
+/// # Errors
+/// Those of open(2), and `NotFound` if another filesystem is there.
+pub fn open_root(mountpoint: &Path, device: u64) -> io::Result<File> {
+    let root = File::open(mountpoint)?;
+    if root.metadata()?.dev() != device {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    Ok(root)
 }
 
 fn parse(line: &[u8]) -> Option<Mount> {
@@ -116,7 +183,7 @@ fn unmount_by_helper(mountpoint: &Path, detach: bool) -> io::Result<()> {
 
 /// Whether `path` lies below `directory` or is it. Both must be canonical.
 pub fn is_within(path: &Path, directory: &Path) -> bool {
-    path.as_os_str().as_bytes() == directory.as_os_str().as_bytes() || path.starts_with(directory)
+    path.starts_with(directory)
 }
 
 #[cfg(test)]
@@ -126,13 +193,18 @@ mod tests {
     /// Fields are found behind any number of optional ones, and escapes are undone.
     #[test]
     fn parses_a_line() {
-        let line = br"36 35 0:45 / /mnt/a\040b rw,nosuid shared:1 master:2 - fuse.atrest /srv/v\134 rw,user_id=0";
-        let mount = parse(line).unwrap();
+        let line = [
+            &br"36 35 0:45 / /mnt/a\040b rw,nosuid shared:1 master:2"[..],
+            br" - fuse.atrest /srv/v\134 rw,id=0",
+        ]
+        .concat();
+        let mount = parse(&line).unwrap();
         assert_eq!(mount.device, "0:45");
+        assert_eq!(device_number(&mount), Some(libc::makedev(0, 45)));
         assert_eq!(mount.mountpoint, Path::new("/mnt/a b"));
         assert_eq!(mount.kind, TYPE);
         assert_eq!(mount.source, Path::new(r"/srv/v\"));
-        assert_eq!(mount.options, "rw,nosuid,rw,user_id=0");
+        assert_eq!(mount.options, "rw,nosuid,rw,id=0");
     }
 
     /// A cut line is no mount, and no panic.

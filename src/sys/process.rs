@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "fork(2), sigaction(2) and pidfd_open(2) have no safe wrapper")]
 
 use std::fs::File;
-use std::io::{self, PipeReader, Read as _};
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
@@ -38,6 +38,15 @@ pub fn fork() -> io::Result<Side> {
         ForkResult::Parent { child } => Ok(Side::Parent(child.as_raw())),
         ForkResult::Child => Ok(Side::Child),
     }
+}
+
+/// The reading and the writing end of a pipe(2), which children that are executed do not get.
+///
+/// # Errors
+/// Those of pipe(2).
+pub fn pipe() -> io::Result<(File, File)> {
+    let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    Ok((reader.into(), writer.into()))
 }
 
 /// Exit code of a child that ended; 128 and its number if a signal ended it.
@@ -84,7 +93,7 @@ extern "C" fn on_signal(number: libc::c_int) {
 }
 
 /// Signals as a stream that a thread reads.
-pub struct Signals(PipeReader);
+pub struct Signals(File);
 
 impl Signals {
     /// Catches `signals` from now on, in the whole process, until it ends.
@@ -92,7 +101,7 @@ impl Signals {
     /// # Errors
     /// Those of pipe(2) and sigaction(2).
     pub fn catch(signals: &[Signal]) -> io::Result<Self> {
-        let (reader, writer) = io::pipe()?;
+        let (reader, writer) = pipe()?;
         nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
         SIGNAL_PIPE.store(OwnedFd::from(writer).into_raw_fd(), Ordering::Relaxed);
         let handler = SigHandler::Handler(on_signal);

@@ -25,7 +25,7 @@ fn random_operations_agree_with_the_reference() {
     println!("ATREST_SEED={seed}");
     let mut replay = Replay { seed, operation: 0 };
     let mut random = Random::new(seed);
-    let each = count(100_000).div_ceil(VOLUMES);
+    let each = count(200_000).div_ceil(VOLUMES);
     for volume in 0..VOLUMES {
         let ciphers = [Cipher::Aes256Gcm, Cipher::Aes256Xts];
         let mut world = World::new(ciphers[volume % ciphers.len()]);

@@ -1,7 +1,7 @@
 //! Several threads at once: no deadlock, and afterwards entries, links and sizes agree.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use atrest::crypto::Cipher;
@@ -55,6 +55,87 @@ fn threads_leave_a_consistent_tree() {
     check(&mounted);
     mounted.close();
     check(&backing.open(true));
+}
+
+/// A file is replaced by renaming over and over: whoever looks finds the old or the new one, never
+/// none, and what it finds can be opened unless it was replaced meanwhile.
+#[test]
+fn a_replaced_name_is_never_absent() {
+    let backing = Backing::new(Cipher::Aes256Gcm);
+    let mounted = backing.open(false);
+    let tree = &mounted.tree;
+    tree.mknod(CALLER, ROOT, b"target", 0o644, 0).expect("a new name");
+    let (done, seen) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let found = tree.lookup(ROOT, b"target").expect("there always is one");
+                    match tree.open(found.ino, false, false) {
+                        Ok(handle) => {
+                            let mut buffer = Vec::new();
+                            tree.read(found.ino, 0, 1, &mut buffer).expect("it is open");
+                            tree.release(found.ino, handle);
+                        }
+                        Err(error) => assert_eq!(error.errno(), libc::ESTALE),
+                    }
+                    seen.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let _done = SetOnDrop(&done);
+        for _ in 0..count(60_000) / 3 {
+            tree.mknod(CALLER, ROOT, b"temporary", 0o644, 0).expect("the name is free");
+            tree.rename(ROOT, b"temporary", ROOT, b"target", RenameFlags::default())
+                .expect("it was just made");
+        }
+    });
+    assert!(seen.into_inner() > 100, "nobody looked");
+    check(&mounted);
+}
+
+/// Two threads move `/1/one` to `/2/two/below` and `/2/two` to `/1/one/below`: never both, or they
+/// would be cut off from the root. The moves have no directory in common, so that only the order of
+/// all such moves keeps them apart.
+#[test]
+fn directories_do_not_move_into_each_other() {
+    let backing = Backing::new(Cipher::Aes256Gcm);
+    let mounted = backing.open(false);
+    let tree = &mounted.tree;
+    let make = |parent, name: &[u8]| tree.mkdir(CALLER, parent, name, 0o755).expect("new").ino;
+    let homes = [make(ROOT, b"1"), make(ROOT, b"2")];
+    let tops = [make(homes[0], b"one"), make(homes[1], b"two")];
+    let belows = [make(tops[0], b"below"), make(tops[1], b"below")];
+    let moved = AtomicUsize::new(0);
+    let shuttle = |name: &[u8], own: usize, other: usize| {
+        let none = RenameFlags::default();
+        for _ in 0..count(60_000) / 2 {
+            match tree.rename(homes[own], name, belows[other], name, none) {
+                Ok(()) => {
+                    let above = tree.lookup(tops[other], b"..").expect("it has a parent");
+                    assert_eq!(above.ino, homes[other], "both were moved");
+                    tree.rename(belows[other], name, homes[own], name, none).expect("it is there");
+                    moved.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(error) => assert_eq!(error.errno(), libc::EINVAL, "{error:?}"),
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| shuttle(b"one", 0, 1));
+        scope.spawn(|| shuttle(b"two", 1, 0));
+    });
+    assert!(moved.into_inner() > 100, "nothing was moved");
+    check(&mounted);
+}
+
+/// So that threads that wait for the end end also when the test panics.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// A deadlock must fail the test, not hang it.

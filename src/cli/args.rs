@@ -1,0 +1,299 @@
+//! What was typed.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Encryption at rest for Linux directories, with keys that you control.
+#[derive(Debug, Parser)]
+#[command(name = "atrest", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a volume
+    #[command(after_help = "Examples:\n  atrest init /srv/vault\n  atrest init /srv/vault --kek passphrase:\n  \
+        atrest init /srv/vault --kek local:web")]
+    Init(InitArgs),
+    /// Mount a volume
+    #[command(after_help = "Examples:\n  atrest mount /srv/vault /mnt/clear\n  \
+        atrest mount /srv/vault /mnt/clear -o ro,noexec --passphrase-file /run/secrets/vault")]
+    Mount(MountArgs),
+    /// Unmount, and wait until everything is durable
+    #[command(
+        visible_alias = "unmount",
+        after_help = "Examples:\n  atrest umount /mnt/clear\n  \
+        atrest umount --lazy /mnt/clear"
+    )]
+    Umount(UmountArgs),
+    /// Show the state of a volume or mount
+    #[command(after_help = "Examples:\n  atrest status /mnt/clear\n  \
+        atrest status --json /srv/vault")]
+    Status(StatusArgs),
+    /// Show what can be known of a volume without its keys
+    #[command(after_help = "Example:\n  atrest inspect /srv/vault")]
+    Inspect(InspectArgs),
+    /// Check a volume that is not mounted
+    #[command(after_help = "Examples:\n  atrest fsck /srv/vault\n  \
+        atrest fsck --deep --salvage /srv/rescued /srv/vault")]
+    Fsck(FsckArgs),
+    /// Manage the keys of a volume
+    #[command(subcommand)]
+    Key(KeyCommand),
+}
+
+/// Where keys come from.
+#[derive(Args, Clone, Debug, Default)]
+pub struct KeyArgs {
+    /// Allow this key-encryption key; a URI, or a prefix that ends in ":" or "/"
+    #[arg(long = "allow-kek", value_name = "URI")]
+    pub allow: Vec<String>,
+    /// Read the passphrase from the first line of this file
+    #[arg(long, value_name = "FILE")]
+    pub passphrase_file: Option<PathBuf>,
+    /// Open with this key slot only
+    #[arg(long, value_name = "NUMBER")]
+    pub slot: Option<u32>,
+    /// Directory of local keys, instead of the default one
+    #[arg(long, value_name = "DIRECTORY")]
+    pub key_store: Option<PathBuf>,
+}
+
+/// Cipher of a volume's contents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CipherName {
+    /// AES-256-GCM: contents are authenticated
+    #[value(name = "aes-256-gcm")]
+    Gcm,
+    /// AES-256-XTS: lighter, contents are not authenticated
+    #[value(name = "aes-256-xts")]
+    Xts,
+}
+
+/// `atrest init`
+#[derive(Args, Debug)]
+pub struct InitArgs {
+    /// Directory of the new volume; made if missing, else it must be empty
+    pub volume: PathBuf,
+    /// Key-encryption key: passphrase:, local:NAME, or the URI of a key service
+    #[arg(long, value_name = "URI", default_value = "local:")]
+    pub kek: String,
+    /// Cipher of the contents
+    #[arg(long, value_enum, default_value = "aes-256-gcm")]
+    pub cipher: CipherName,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub keys: KeyArgs,
+}
+
+/// `atrest mount`
+#[derive(Args, Debug)]
+pub struct MountArgs {
+    /// Directory of the volume
+    pub volume: PathBuf,
+    /// Empty directory where its contents appear
+    pub mountpoint: PathBuf,
+    /// Mount options, comma-separated; see the manual
+    #[arg(short, value_name = "OPTIONS", value_delimiter = ',')]
+    pub options: Vec<String>,
+    /// Do not fork; end when it is unmounted
+    #[arg(short, long)]
+    pub foreground: bool,
+    /// Log to FILE, "journal", "syslog" or "stderr"
+    #[arg(long, visible_alias = "log-file", value_name = "WHERE")]
+    pub log: Option<PathBuf>,
+    /// error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log_level: log::LevelFilter,
+    /// Mount although the volume is older than this host has seen it
+    #[arg(long)]
+    pub allow_rollback: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub keys: KeyArgs,
+}
+
+/// `atrest umount`
+#[derive(Args, Debug)]
+pub struct UmountArgs {
+    /// Mount point, or directory of the volume
+    pub path: PathBuf,
+    /// Disappear now, and end when the last user is gone
+    #[arg(short, long)]
+    pub lazy: bool,
+}
+
+/// `atrest status`
+#[derive(Args, Debug)]
+pub struct StatusArgs {
+    /// Mount point, or directory of the volume
+    pub path: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `atrest inspect`
+#[derive(Args, Debug)]
+pub struct InspectArgs {
+    /// Directory of the volume
+    pub volume: PathBuf,
+}
+
+/// `atrest fsck`
+#[derive(Args, Debug)]
+pub struct FsckArgs {
+    /// Directory of the volume
+    pub volume: PathBuf,
+    /// Verify every page of every file, not only metadata
+    #[arg(long)]
+    pub deep: bool,
+    /// Copy what authenticates into this new directory
+    #[arg(long, value_name = "DIRECTORY")]
+    pub salvage: Option<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub keys: KeyArgs,
+}
+
+/// `atrest key`
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// List key slots
+    List(InspectArgs),
+    /// Add a key slot
+    #[command(after_help = "Example:\n  atrest key add /srv/vault --kek local:backup")]
+    Add(KeyAddArgs),
+    /// Remove a key slot
+    #[command(after_help = "Example:\n  atrest key remove /srv/vault 2")]
+    Remove(KeyRemoveArgs),
+    /// Wrap the volume key under newer key-encryption keys, or a new passphrase
+    #[command(after_help = "Examples:\n  atrest key rotate /srv/vault\n  \
+        atrest key rotate /srv/vault --rotate-slot 1 --new-passphrase-file FILE")]
+    Rotate(KeyRotateArgs),
+    /// Try every key slot
+    Verify(KeyVerifyArgs),
+}
+
+/// `atrest key add`
+#[derive(Args, Debug)]
+pub struct KeyAddArgs {
+    /// Directory of the volume
+    pub volume: PathBuf,
+    /// The key-encryption key to add
+    #[arg(long, value_name = "URI")]
+    pub kek: String,
+    /// Read the passphrase of the new slot from the first line of this file
+    #[arg(long, value_name = "FILE")]
+    pub new_passphrase_file: Option<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub keys: KeyArgs,
+}
+
+/// `atrest key remove`
+#[derive(Args, Debug)]
+pub struct KeyRemoveArgs {
+    /// Directory of the volume
+    pub volume: PathBuf,
+    /// Number of the slot
+    pub remove: u32,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub keys: KeyArgs,
+}
+
+/// `atrest key rotate`
+#[derive(Args, Debug)]
+pub struct KeyRotateArgs {
+    /// Directory of the volume
+    pub volume: PathBuf,
+    /// Rotate this slot only, and always
+    #[arg(long, value_name = "NUMBER")]
+    pub rotate_slot: Option<u32>,
+    /// Make a new version of each key first
+    #[arg(long)]
+    pub new_version: bool,
+    /// Read the new passphrase from the first line of this file
+    #[arg(long, value_name = "FILE")]
+    pub new_passphrase_file: Option<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub keys: KeyArgs,
+}
+
+/// `atrest key verify`
+#[derive(Args, Debug)]
+pub struct KeyVerifyArgs {
+    /// Directory of the volume
+    pub volume: PathBuf,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub keys: KeyArgs,
+}
+
+/// The arguments as `atrest` would be given them, if the program was started by mount(8) or
+/// umount(8) as their helper: `mount.TYPE SOURCE TARGET [-sfnv] [-N NAMESPACE] [-o OPTIONS]`.
+/// `None`: nothing is to be done (`-f`, a dry run).
+pub fn from_helper(arguments: Vec<OsString>) -> Option<Vec<OsString>> {
+    let program = arguments.first().map(PathBuf::from).unwrap_or_default();
+    let command = match program.file_name().and_then(|name| name.to_str()) {
+        Some("mount.atrest" | "mount.fuse.atrest") => "mount",
+        Some("umount.atrest" | "umount.fuse.atrest") => "umount",
+        _ => return Some(arguments),
+    };
+    let mut translated: Vec<OsString> = vec!["atrest".into(), command.into()];
+    let mut rest = arguments.into_iter().skip(1);
+    while let Some(argument) = rest.next() {
+        let text = argument.to_string_lossy();
+        match text.strip_prefix('-') {
+            Some("o") => translated.extend([argument].into_iter().chain(rest.next())),
+            Some("N" | "t") => drop(rest.next()),
+            Some(flags) if !flags.is_empty() => {
+                if flags.contains('f') && command == "mount" {
+                    return None;
+                }
+                if flags.contains('l') && command == "umount" {
+                    translated.push("--lazy".into());
+                }
+            }
+            _ => translated.push(argument),
+        }
+    }
+    Some(translated)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    fn helper(line: &str) -> Option<String> {
+        let arguments = line.split(' ').map(OsString::from).collect();
+        let translated = from_helper(arguments)?;
+        Some(translated.join(" ".as_ref()).into_string().expect("ASCII"))
+    }
+
+    /// clap's own checks of the definitions.
+    #[test]
+    fn definitions_are_sound() {
+        Cli::command().debug_assert();
+    }
+
+    /// What mount(8) and umount(8) pass to their helpers.
+    #[test]
+    fn helpers_of_mount() {
+        let translated = helper("/sbin/mount.fuse.atrest /srv/v /mnt -n -o rw,noauto -N 5");
+        assert_eq!(translated.as_deref(), Some("atrest mount /srv/v /mnt -o rw,noauto"));
+        assert_eq!(helper("/sbin/mount.atrest /srv/v /mnt -sfv"), None);
+        let translated = helper("/sbin/umount.fuse.atrest /mnt -l -t fuse.atrest");
+        assert_eq!(translated.as_deref(), Some("atrest umount /mnt --lazy"));
+        assert_eq!(helper("atrest mount -f a b").as_deref(), Some("atrest mount -f a b"));
+    }
+}

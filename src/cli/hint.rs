@@ -1,0 +1,224 @@
+//! From typed errors to what the user reads: a fact, and what to do about it.
+
+use std::error::Error as _;
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+use super::exit::Exit;
+use crate::daemon::{self, MountError};
+use crate::format::config::ConfigError;
+use crate::key::{KekError, KekErrorKind, KeyError};
+use crate::storage::LockError;
+
+/// Why a command failed, as it is printed.
+#[derive(Debug)]
+pub struct Failure {
+    /// The process's exit code.
+    pub exit: Exit,
+    /// The fact: one line without a full stop.
+    pub message: String,
+    /// Details and advice, a line each.
+    pub details: Vec<String>,
+}
+
+impl Failure {
+    /// A failure without details.
+    pub fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Self { exit, message: message.into(), details: Vec::new() }
+    }
+
+    /// The same with one more line.
+    #[must_use]
+    pub fn hint(mut self, line: impl Into<String>) -> Self {
+        self.details.push(line.into());
+        self
+    }
+
+    /// A failed system call on `path`.
+    pub fn io(attempt: &str, path: &Path, error: &io::Error) -> Self {
+        let message = format!("cannot {attempt} {}: {error}", path.display());
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Self::new(Exit::NoSpace, message)
+            }
+            io::ErrorKind::ReadOnlyFilesystem => Self::new(Exit::ReadOnly, message)
+                .hint("To mount without writing: atrest mount -o ro"),
+            _ => Self::new(Exit::Other, message),
+        }
+    }
+
+    /// A configuration that is refused.
+    pub fn config(volume: &Path, error: &ConfigError) -> Self {
+        let message = format!("{}: {error}", volume.join("atrest.json").display());
+        match error {
+            ConfigError::UnsupportedVersion(_) => Self::new(Exit::VersionUnsupported, message)
+                .hint("Use the version of atrest that made it, or a newer one."),
+            ConfigError::MacMismatch(_) => Self::new(Exit::ConfigForged, message)
+                .hint("Restore atrest.json from a backup, and find out who wrote to the volume."),
+            ConfigError::TooLarge { .. }
+            | ConfigError::NotJson { .. }
+            | ConfigError::UnknownField(_)
+            | ConfigError::Schema(_)
+            | ConfigError::Invalid { .. }
+            | ConfigError::NotCanonical => Self::new(Exit::ConfigDamaged, message)
+                .hint("Restore atrest.json from a backup. Without it nothing can be read."),
+        }
+    }
+
+    /// Keys that could not be had or changed.
+    pub fn key(volume: &Path, error: &KeyError) -> Self {
+        let place = volume.display();
+        match error {
+            KeyError::Config(error) => Self::config(volume, error),
+            KeyError::UnknownCipher(name) => {
+                Self::new(Exit::VersionUnsupported, format!("{place}: unknown cipher {name:?}"))
+            }
+            KeyError::NoSlot(failures) => {
+                let first_exits = failures.iter().map(|failure| kek_exit(&failure.error));
+                // Of several reasons the one that the user can do most about: the largest number
+                // but for a wrong passphrase, which says least.
+                let exit = first_exits.max().unwrap_or(Exit::NoSlotOpens);
+                let mut failure = Self::new(exit, format!("no key slot opens {place}"));
+                for tried in failures {
+                    let line = format!("slot {}: {}", tried.slot, kek_text(&tried.error));
+                    failure = failure.hint(line);
+                }
+                failure
+            }
+            KeyError::NoSuchSlot(id) => {
+                Self::new(Exit::SlotMissing, format!("{place} has no key slot {id}"))
+                    .hint(format!("To see its slots: atrest key list {place}"))
+            }
+            KeyError::LastSlot(id) => {
+                Self::new(Exit::SlotLast, format!("slot {id} is the only key slot of {place}"))
+                    .hint("Nothing could open the volume again. Add another slot first:")
+                    .hint(format!("  atrest key add {place} --kek URI"))
+            }
+            KeyError::SlotsFull => {
+                Self::new(Exit::SlotsFull, format!("{place} has as many key slots as can be"))
+            }
+            KeyError::Kek(error) => Self::new(kek_exit(error), kek_text(error)),
+        }
+    }
+
+    /// A volume that somebody else has.
+    pub fn lock(volume: &Path, error: &LockError) -> Self {
+        let place = volume.display();
+        match error {
+            LockError::Held(_) => Self::new(Exit::VolumeLocked, format!("{place}: {error}"))
+                .hint(format!("To see more: atrest status {place}")),
+            LockError::Unsupported => Self::new(Exit::VolumeLocked, format!("{place}: {error}"))
+                .hint("Two daemons on one volume would destroy it. Move it to another filesystem."),
+            LockError::Io(source) => Self::io("lock", volume, source),
+        }
+    }
+
+    /// A daemon that did not start, or did not end well.
+    pub fn daemon(error: &daemon::Error) -> Self {
+        match error {
+            daemon::Error::Mount(error) => Self::mount(error),
+            daemon::Error::Close(_) => Self::new(Exit::NotDurable, error.to_string())
+                .hint("What was written last may be lost; the log says more."),
+            daemon::Error::Process { .. } | daemon::Error::Session(_) => {
+                Self::new(Exit::Other, chain(error))
+            }
+        }
+    }
+
+    fn mount(error: &MountError) -> Self {
+        match error {
+            MountError::Device(_) => Self::new(Exit::NoFuse, chain(error))
+                .hint("To load the kernel's module: modprobe fuse")
+                .hint("In a container, give it the device: --device /dev/fuse"),
+            MountError::AllowOther => Self::new(Exit::AllowOtherRefused, error.to_string())
+                .hint("Leave allow_other out, or let root add a line to /etc/fuse.conf:")
+                .hint("  user_allow_other"),
+            MountError::Mount { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                Self::new(
+                    Exit::NoHelper,
+                    "fusermount3 is not installed, and only root mounts \
+                    without it",
+                )
+                .hint("Install the package fuse3.")
+            }
+            MountError::Mount { .. } | MountError::Handshake(_) => {
+                Self::new(Exit::MountRefused, chain(error))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}", self.message)?;
+        self.details.iter().try_for_each(|line| write!(f, "\n  {line}"))
+    }
+}
+
+/// `error` and its causes, joined by colons.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+fn kek_exit(error: &KekError) -> Exit {
+    match error.kind() {
+        KekErrorKind::Denied { .. } | KekErrorKind::Disabled | KekErrorKind::Gone { .. } => {
+            Exit::KeyDenied
+        }
+        KekErrorKind::Throttled { .. }
+        | KekErrorKind::Unreachable { .. }
+        | KekErrorKind::AuthenticationFailed { .. }
+        | KekErrorKind::BadRequest { .. } => Exit::KeyUnreachable,
+        KekErrorKind::Integrity => Exit::NoSlotOpens,
+        KekErrorKind::Configuration { .. } => Exit::KeyNotConfigured,
+    }
+}
+
+/// An error of a provider with its causes, unless its own words are theirs already.
+pub fn kek_text(error: &KekError) -> String {
+    match error.kind() {
+        KekErrorKind::Configuration { .. } => error.to_string(),
+        _ if error.source().is_some() => chain(error),
+        _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fact first, one line each for the rest.
+    #[test]
+    fn failures_print_fact_then_advice() {
+        let failure = Failure::new(Exit::Busy, "it is busy").hint("process 1").hint("To see: x");
+        assert_eq!(failure.to_string(), "error: it is busy\n  process 1\n  To see: x");
+    }
+
+    /// A wrong passphrase, a refusal and an outage have exit codes of their own.
+    #[test]
+    fn provider_errors_differ() {
+        let exit = |kind| kek_exit(&KekError::new(kind, "akv:x", ""));
+        assert_eq!(exit(KekErrorKind::Integrity), Exit::NoSlotOpens);
+        assert_eq!(exit(KekErrorKind::Disabled), Exit::KeyDenied);
+        assert_eq!(exit(KekErrorKind::Throttled { retry_after: None }), Exit::KeyUnreachable);
+    }
+
+    /// Each system error that users meet has its code.
+    #[test]
+    fn system_errors() {
+        let exit = |errno| {
+            Failure::io("write", Path::new("/x"), &io::Error::from_raw_os_error(errno)).exit
+        };
+        assert_eq!(exit(libc::ENOSPC), Exit::NoSpace);
+        assert_eq!(exit(libc::EROFS), Exit::ReadOnly);
+        assert_eq!(exit(libc::EACCES), Exit::Other);
+    }
+}

@@ -1,0 +1,144 @@
+//! The `-o` options of `atrest mount` and of /etc/fstab.
+
+use std::path::PathBuf;
+
+use super::args::{KeyArgs, MountArgs};
+use super::exit::Exit;
+use super::hint::Failure;
+use crate::daemon::{AllowOther, Options};
+
+/// What a list of options says.
+#[derive(Debug)]
+pub struct Parsed {
+    /// For the mount itself.
+    pub mount: Options,
+    /// For finding keys: what was typed, and what the options add.
+    pub keys: KeyArgs,
+    /// The mount point need not be empty.
+    pub nonempty: bool,
+    /// Where to log, if an option says.
+    pub log: Option<PathBuf>,
+}
+
+/// Options of fstab(5), mount(8) and systemd.mount(5) that are for others to read, or that say what
+/// is so anyway.
+const IGNORED: &[&str] = &[
+    "_netdev",
+    "async",
+    "atime",
+    "auto",
+    "default_permissions",
+    "defaults",
+    "exec",
+    "group",
+    "noauto",
+    "nodev",
+    "nofail",
+    "nosuid",
+    "nouser",
+    "owner",
+    "relatime",
+    "rw",
+    "user",
+    "users",
+];
+
+/// Reads the options of `arguments`, for the volume at the canonical path `source`.
+///
+/// # Errors
+/// [`Exit::Usage`] for an option that is not known or has no good value.
+pub fn parse(arguments: &MountArgs, source: PathBuf) -> Result<Parsed, Failure> {
+    let mut parsed = Parsed {
+        mount: Options::new(source),
+        keys: arguments.keys.clone(),
+        nonempty: false,
+        log: arguments.log.clone(),
+    };
+    for option in arguments.options.iter().filter(|option| !option.is_empty()) {
+        let understood = match option.split_once('=') {
+            Some((name, value)) => parsed.set(name, value),
+            None => parsed.switch(option),
+        };
+        if !understood {
+            let message = format!("unknown mount option, or bad value: {option}");
+            return Err(Failure::new(Exit::Usage, message)
+                .hint("To see the options: atrest mount --help, and the manual"));
+        }
+    }
+    Ok(parsed)
+}
+
+impl Parsed {
+    fn switch(&mut self, name: &str) -> bool {
+        match name {
+            "ro" => self.mount.read_only = true,
+            "suid" => self.mount.suid = true,
+            "dev" => self.mount.dev = true,
+            "noexec" => self.mount.exec = false,
+            "noatime" => self.mount.atime = false,
+            "sync" => self.mount.sync = true,
+            "allow_other" => self.mount.allow_other = AllowOther::Yes,
+            "noallow_other" => self.mount.allow_other = AllowOther::No,
+            "nonempty" => self.nonempty = true,
+            name => return IGNORED.contains(&name) || name.starts_with("x-"),
+        }
+        true
+    }
+
+    fn set(&mut self, name: &str, value: &str) -> bool {
+        match name {
+            "threads" => match value.parse() {
+                Ok(threads) if (1..=Options::THREADS_MAX).contains(&threads) => {
+                    self.mount.threads = threads;
+                }
+                _ => return false,
+            },
+            "slot" => match value.parse() {
+                Ok(slot) => self.keys.slot = Some(slot),
+                Err(_) => return false,
+            },
+            "passphrase-file" => self.keys.passphrase_file = Some(value.into()),
+            "key-store" => self.keys.key_store = Some(value.into()),
+            "allow-kek" => self.keys.allow.push(value.to_owned()),
+            "log" => self.log = Some(value.into()),
+            name => return name == "comment" || name.starts_with("x-"),
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::args::{Cli, Command};
+    use clap::Parser as _;
+
+    fn parsed(options: &str) -> Result<Parsed, Failure> {
+        let cli = Cli::parse_from(["atrest", "mount", "/v", "/m", "-o", options]);
+        let Command::Mount(arguments) = cli.command else { unreachable!("it says mount") };
+        parse(&arguments, PathBuf::from("/v"))
+    }
+
+    /// A line of fstab with everything that others read.
+    #[test]
+    fn fstab_line() {
+        let line = "rw,noauto,user,_netdev,x-systemd.automount,x-systemd.requires=a,nofail,ro";
+        let parsed = parsed(line).unwrap();
+        assert!(parsed.mount.read_only);
+        assert!(!parsed.mount.suid && !parsed.mount.dev && parsed.mount.exec);
+    }
+
+    /// Options that are ours, and their bounds.
+    #[test]
+    fn own_options() {
+        let parsed_ok = parsed("threads=4,noexec,allow_other,slot=2,allow-kek=akv:x/").unwrap();
+        assert_eq!(parsed_ok.mount.threads, 4);
+        assert!(!parsed_ok.mount.exec);
+        assert_eq!(parsed_ok.mount.allow_other, AllowOther::Yes);
+        assert_eq!(parsed_ok.keys.slot, Some(2));
+        assert_eq!(parsed_ok.keys.allow, ["akv:x/"]);
+        for bad in ["threads=0", "threads=65", "threads=x", "slot=-1", "mystery", "a=b"] {
+            assert_eq!(parsed(bad).unwrap_err().exit, Exit::Usage, "{bad}");
+        }
+    }
+}

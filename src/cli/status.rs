@@ -1,0 +1,145 @@
+//! `atrest status` and `atrest inspect`
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use super::args::{InspectArgs, StatusArgs};
+use super::hint::Failure;
+use super::place;
+use crate::daemon::{self, paths};
+use crate::format::config::ConfigData;
+use crate::storage::{Holder, VolumeLock};
+
+/// How long a daemon may take to say how it is.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Prints the state of a volume or mount.
+///
+/// # Errors
+/// The path is neither, or the configuration is refused.
+pub fn run(arguments: &StatusArgs) -> Result<(), Failure> {
+    let mounted = place::find_mount(&arguments.path)?;
+    let volume = match &mounted {
+        Some(mount) => mount.source.clone(),
+        None => place::volume(&arguments.path)?,
+    };
+    let mut status = of_config(&volume)?;
+    status.insert("mounted".to_owned(), json!(mounted.is_some()));
+    if let Some(mount) = &mounted {
+        status.insert("mountpoint".to_owned(), json!(mount.mountpoint.to_string_lossy()));
+    }
+    of_holder(&volume, &mut status);
+    of_daemon(&mut status);
+    print(&status, arguments.json);
+    Ok(())
+}
+
+/// Prints what anybody can know who has the volume's directory.
+///
+/// # Errors
+/// As [`run`].
+pub fn inspect(arguments: &InspectArgs) -> Result<(), Failure> {
+    let volume = place::volume(&arguments.volume)?;
+    let mut status = of_config(&volume)?;
+    let sizes = sizes(&volume);
+    status.insert("bytes_on_disk".to_owned(), json!(sizes.0));
+    status.insert("segments".to_owned(), json!(sizes.1));
+    print(&status, false);
+    Ok(())
+}
+
+fn of_config(volume: &Path) -> Result<Map<String, Value>, Failure> {
+    let config = place::config(volume)?;
+    let claims = config.claims();
+    let mut status = Map::new();
+    status.insert("volume".to_owned(), json!(volume.to_string_lossy()));
+    status.insert("volume_id".to_owned(), json!(claims.volume_id.to_string()));
+    status.insert("cipher".to_owned(), json!(claims.cipher));
+    status.insert("epoch".to_owned(), json!(claims.epochs.last().map(|(epoch, _)| *epoch)));
+    status.insert("generation".to_owned(), json!(claims.generation));
+    status.insert("slots".to_owned(), slots(claims));
+    Ok(status)
+}
+
+/// Key slots: number, provider and key.
+pub fn slots(claims: &ConfigData) -> Value {
+    let slots = claims.slots.iter().map(|slot| {
+        json!({
+            "slot": slot.id,
+            "provider": slot.provider,
+            "key": slot.kek.key_id,
+            "key_version": slot.kek.key_version,
+        })
+    });
+    slots.collect()
+}
+
+fn of_holder(volume: &Path, status: &mut Map<String, Value>) {
+    if let Ok(Holder::Known(info)) = VolumeLock::holder(volume) {
+        status.insert("pid".to_owned(), json!(info.pid));
+        status.insert("host".to_owned(), json!(info.host));
+        status.insert("since".to_owned(), json!(info.since));
+        status.insert("held_by".to_owned(), json!(info.command));
+    }
+}
+
+/// Adds what the daemon says, if there is one that answers.
+fn of_daemon(status: &mut Map<String, Value>) {
+    let id = status.get("volume_id").and_then(Value::as_str).unwrap_or_default();
+    let Ok(socket) = paths::control_socket(id) else { return };
+    match daemon::ask(&socket, &json!({ "op": "status" }), PATIENCE) {
+        Ok(mut answer) => {
+            if let Value::Object(fields) = answer["status"].take() {
+                status.extend(fields);
+            }
+        }
+        Err(error) if status.get("mounted") == Some(&json!(true)) => {
+            status.insert("daemon".to_owned(), json!(format!("no answer: {error}")));
+        }
+        Err(_) => {}
+    }
+}
+
+/// Allocated bytes of a volume's files, and how many segments there are.
+fn sizes(volume: &Path) -> (u64, usize) {
+    use std::os::unix::fs::MetadataExt as _;
+    let list = |directory: PathBuf| std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let bytes = |entry: &std::fs::DirEntry| entry.metadata().map_or(0, |m| m.blocks() * 512);
+    let segments: Vec<_> = list(volume.join("data")).collect();
+    let files = list(volume.to_owned());
+    let total =
+        files.map(|entry| bytes(&entry)).sum::<u64>() + segments.iter().map(bytes).sum::<u64>();
+    (total, segments.len())
+}
+
+/// Prints `name: value` lines, or JSON.
+pub fn print(status: &Map<String, Value>, as_json: bool) {
+    if as_json {
+        println!("{:#}", Value::Object(status.clone()));
+        return;
+    }
+    for (name, value) in status {
+        match value {
+            Value::Array(list) => {
+                println!("{name}:");
+                list.iter().for_each(|item| println!("  {}", line(item)));
+            }
+            value => println!("{name}: {}", line(value)),
+        }
+    }
+}
+
+/// A value on one line; what a volume says has its control characters escaped.
+fn line(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.escape_debug().to_string(),
+        Value::Null => "-".to_owned(),
+        Value::Object(fields) => {
+            let fields = fields.iter().map(|(name, value)| format!("{name} {}", line(value)));
+            fields.collect::<Vec<_>>().join(", ")
+        }
+        value => value.to_string(),
+    }
+}

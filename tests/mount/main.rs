@@ -1,0 +1,15 @@
+//! What programs see through a mount, one file a family of system calls.
+//!
+//! Needs /dev/fuse. Every test mounts a volume of its own, and fails if that cannot be unmounted.
+//! With `ATREST_TEST_DIRECTORY` set, the tests run in that directory instead and remounts are left
+//! out: on a plain directory this tells a wrong test from a wrong filesystem.
+
+mod mounted;
+
+mod data;
+mod directory;
+mod holes;
+mod links;
+mod locks;
+mod metadata;
+mod rename;

@@ -1,0 +1,92 @@
+//! Modes, times, extended attributes, and the space that statfs reports.
+
+use std::fs::{self, File, FileTimes, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Command;
+use std::time::{Duration, UNIX_EPOCH};
+
+use crate::mounted::Mounted;
+
+#[test]
+fn times_keep_their_nanoseconds_before_and_after_1970() {
+    let mounted = Mounted::new();
+    let moments = [
+        ("past", UNIX_EPOCH - Duration::new(14_182_939, 123_456_789)),
+        ("now", UNIX_EPOCH + Duration::new(1_700_000_000, 999_999_999)),
+        ("future", UNIX_EPOCH + Duration::new(4_294_967_297, 1)),
+    ];
+    for (name, moment) in moments {
+        let file = File::create(mounted.join(name)).unwrap();
+        file.set_times(FileTimes::new().set_modified(moment).set_accessed(moment)).unwrap();
+    }
+    mounted.remount();
+    for (name, moment) in moments {
+        assert_eq!(fs::metadata(mounted.join(name)).unwrap().modified().unwrap(), moment, "{name}");
+    }
+}
+
+#[test]
+fn writing_changes_mtime_and_reading_does_not() {
+    let mounted = Mounted::new();
+    let path = mounted.join("file");
+    fs::write(&path, "1").unwrap();
+    let long_ago = UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    File::options().write(true).open(&path).unwrap().set_modified(long_ago).unwrap();
+    mounted.remount();
+    fs::read(&path).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), long_ago);
+    fs::write(&path, "2").unwrap();
+    assert!(fs::metadata(&path).unwrap().modified().unwrap() > long_ago);
+    mounted.remount();
+    assert!(fs::metadata(&path).unwrap().modified().unwrap() > long_ago);
+}
+
+#[test]
+fn modes_survive_a_remount() {
+    let mounted = Mounted::new();
+    let modes = [0o000, 0o600, 0o755, 0o1777, 0o4711, 0o2755, 0o6777];
+    for mode in modes {
+        let path = mounted.join(format!("{mode:o}"));
+        File::create(&path).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+    }
+    mounted.remount();
+    for mode in modes {
+        let found = fs::metadata(mounted.join(format!("{mode:o}"))).unwrap().mode() & 0o7777;
+        assert_eq!(found, mode, "{found:o} instead of {mode:o}");
+    }
+}
+
+#[test]
+fn extended_attributes_survive_a_remount() {
+    let mounted = Mounted::new();
+    let path = mounted.join("file");
+    File::create(&path).unwrap();
+    let set = |name: &str, value: &str| {
+        let done = Command::new("setfattr").args(["-n", name, "-v", value]).arg(&path).status();
+        assert!(done.expect("setfattr (package attr) is installed").success(), "{name}");
+    };
+    let get = |name: &str| {
+        let done = Command::new("getfattr").args(["--only-values", "-n", name]).arg(&path).output();
+        String::from_utf8(done.unwrap().stdout).unwrap()
+    };
+    let long = "v".repeat(3_000);
+    set("user.short", "value");
+    set("user.long", &long);
+    set("user.gone", "value");
+    assert!(
+        Command::new("setfattr").args(["-x", "user.gone"]).arg(&path).status().unwrap().success()
+    );
+    mounted.remount();
+    assert_eq!(get("user.short"), "value");
+    assert_eq!(get("user.long"), long);
+    assert_eq!(get("user.gone"), "");
+}
+
+#[test]
+fn statfs_reports_space_and_names_of_255_bytes() {
+    let mounted = Mounted::new();
+    let info = nix::sys::statvfs::statvfs(mounted.path()).unwrap();
+    assert_eq!(info.name_max(), 255);
+    assert!(info.blocks() > 0 && info.blocks_available() <= info.blocks());
+}

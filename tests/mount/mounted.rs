@@ -1,0 +1,107 @@
+//! A volume of one test: made, mounted, and unmounted again whatever happens.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use tempfile::TempDir;
+
+/// A mounted volume; dropping it unmounts, and fails the test if that does not work.
+pub struct Mounted {
+    scratch: TempDir,
+    mount: PathBuf,
+    is_atrest: bool,
+}
+
+impl Mounted {
+    /// A fresh volume with the local key store.
+    pub fn new() -> Self {
+        if let Some(directory) = std::env::var_os("ATREST_TEST_DIRECTORY") {
+            let scratch = TempDir::new_in(directory).expect("the directory can be written to");
+            let mount = scratch.path().to_path_buf();
+            return Self { scratch, mount, is_atrest: false };
+        }
+        assert!(Path::new("/dev/fuse").exists(), "these tests need /dev/fuse");
+        let scratch = TempDir::with_prefix("atrest-mount-test.").expect("a temporary directory");
+        let mount = scratch.path().join("mnt");
+        for name in ["mnt", "keys", "state"] {
+            std::fs::create_dir(scratch.path().join(name)).expect("a directory");
+        }
+        let mounted = Self { scratch, mount, is_atrest: true };
+        mounted.atrest(&["init".as_ref(), mounted.volume().as_ref()]);
+        mounted.start();
+        mounted
+    }
+
+    /// The directory to work in.
+    pub fn path(&self) -> &Path {
+        &self.mount
+    }
+
+    /// A path below it.
+    pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.mount.join(name)
+    }
+
+    /// Unmounts and mounts again: what is seen afterwards comes from the disk.
+    pub fn remount(&self) {
+        if self.is_atrest {
+            self.atrest(&["umount".as_ref(), self.mount.as_os_str()]);
+            self.start();
+        }
+    }
+
+    fn volume(&self) -> PathBuf {
+        self.scratch.path().join("volume")
+    }
+
+    fn start(&self) {
+        self.atrest(&["mount".as_ref(), self.volume().as_ref(), self.mount.as_os_str()]);
+        assert!(self.is_mounted(), "`atrest mount` returned before the mount was usable");
+    }
+
+    fn is_mounted(&self) -> bool {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("procfs");
+        let wanted = self.mount.to_str().expect("a temporary path in UTF-8");
+        mounts.lines().any(|line| line.split(' ').nth(4) == Some(wanted))
+    }
+
+    fn atrest(&self, arguments: &[&std::ffi::OsStr]) {
+        // Not captured: a daemon that inherited a pipe would keep it open.
+        let log = self.scratch.path().join("atrest.log");
+        let open = || std::fs::File::options().create(true).append(true).open(&log);
+        let status = Command::new(env!("CARGO_BIN_EXE_atrest"))
+            .args(arguments)
+            .env("ATREST_KEYSTORE", self.scratch.path().join("keys"))
+            .env("ATREST_STATE", self.scratch.path().join("state"))
+            .stdin(Stdio::null())
+            .stdout(open().expect("a log"))
+            .stderr(open().expect("a log"))
+            .status()
+            .expect("atrest runs");
+        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        assert!(status.success(), "atrest {arguments:?}: {status}\n{said}");
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if !self.is_atrest || !self.is_mounted() {
+            return;
+        }
+        let unmounted = Command::new(env!("CARGO_BIN_EXE_atrest"))
+            .arg("umount")
+            .arg(&self.mount)
+            .env("ATREST_KEYSTORE", self.scratch.path().join("keys"))
+            .env("ATREST_STATE", self.scratch.path().join("state"))
+            .stdin(Stdio::null())
+            .status();
+        if unmounted.is_ok_and(|status| status.success()) && !self.is_mounted() {
+            return;
+        }
+        // Nothing may be left, not even by a test that fails.
+        let _ = Command::new("fusermount3").arg("-uz").arg(&self.mount).status();
+        if !std::thread::panicking() {
+            panic!("{} could not be unmounted", self.mount.display());
+        }
+    }
+}
