@@ -6,6 +6,10 @@ ATREST=${ATREST_BIN:-$ROOT/target/release/atrest}
 TOOLS=$ROOT/target/tools
 export ROOT ATREST TOOLS
 
+# A script never ends without saying where.
+set -o errtrace
+trap 'printf "error: %s:%d: this failed: %s\n" "${BASH_SOURCE[0]##*/}" "$LINENO" "$BASH_COMMAND" >&2' ERR
+
 say() { printf '%s\n' "$*"; }
 step() { printf '\n== %s\n' "$*"; }
 warn() { printf 'warning: %s\n' "$*" >&2; }

@@ -141,7 +141,9 @@ def try_case(case, damage, lost_max, older=False, must_notice=True):
     for name, data in seen.items():
         allowed = [original.files[name]] + ([original.files_old[name]] if older else [])
         if not isinstance(data, OSError) and data not in allowed:
-            complain(case, f"{name}: served {len(data)} bytes that were never written there")
+            what = ("an older state" if data == original.files_old[name]
+                    else f"{len(data)} bytes that were never written there")
+            complain(case, f"{name}: served {what}")
     if lost_max is not None and len(lost) > lost_max:
         complain(case, f"{len(lost)} files are unreadable, at most {lost_max} may be")
     if lost and check.returncode == 0 and must_notice:
@@ -153,6 +155,8 @@ def try_case(case, damage, lost_max, older=False, must_notice=True):
 
 
 def flip(path, offset):
+    # The last slot of a file that was cut may be short.
+    offset = min(offset, path.stat().st_size - 1)
     with open(path, "r+b") as file:
         file.seek(offset)
         byte = file.read(1)[0]
@@ -161,7 +165,7 @@ def flip(path, offset):
 
 
 def segments(backing):
-    return sorted(p for p in (backing / "data").iterdir() if p.is_file())
+    return sorted(p for p in (backing / "data").rglob("*") if p.is_file())
 
 
 def used_slots(path):
@@ -252,11 +256,12 @@ def all_cases():
         try_case("old log put back", put_back("log"), None)
         try_case("log is missing", lambda b: (b / "log").unlink(), None)
     for path in segments(original.old):
-        try_case(f"old data/{path.name} put back", put_back(f"data/{path.name}"), None)
+        name = path.relative_to(original.old)
+        try_case(f"old {name} put back", put_back(name), None)
     yield "truncated", try_case("a segment is cut in half", truncate_half, None)
     for path in segments(original.backing):
-        yield "missing", try_case(f"data/{path.name} is missing",
-                                  lambda b, n=path.name: (b / "data" / n).unlink(), None)
+        name = path.relative_to(original.backing)
+        yield "missing", try_case(f"{name} is missing", lambda b, n=name: (b / n).unlink(), None)
 
 
 def judge(results):

@@ -204,8 +204,9 @@ impl Epochs {
     fn throttle(&self) -> Result<(), Error> {
         let (records, bytes) = self.overlay.size();
         let data = self.open.lock().bytes;
-        let nodes = records as u64 * NODES_PER_RECORD;
-        let tight = nodes > 64 && nodes * 2 > self.space.nodes_backed();
+        // Both copies of twice the nodes that the records may need: for this epoch and the next.
+        let nodes = 64 + records as u64 * NODES_PER_RECORD * 2;
+        let tight = nodes > self.space.nodes_backed() && self.space.back_nodes(nodes).is_err();
         if bytes > OVERLAY_BYTES_HARD || data > DATA_BYTES_HARD || tight {
             let open = *self.gate.read();
             self.commit_through(open)?;

@@ -203,6 +203,20 @@ impl Space {
         Ok(())
     }
 
+    /// Makes sure that `count` nodes can be written without asking the disk for more.
+    ///
+    /// # Errors
+    /// [`SpaceError::NoSpace`] when the disk cannot give them.
+    pub fn back_nodes(&self, count: u64) -> Result<(), SpaceError> {
+        let mut inner = self.inner.lock();
+        for class in [Class::NodeA, Class::NodeB] {
+            while inner.classes[class as usize].backed_free < count {
+                self.back(&mut inner, class, BACKING_STEP)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The smallest number of nodes that can be written without asking the disk for more.
     pub fn nodes_backed(&self) -> u64 {
         let inner = self.inner.lock();

@@ -2,8 +2,9 @@
 //!
 //! A transcript is a text file. `$ atrest ...` runs the binary; what follows up to the next blank
 //! line is `exit N` and every line of output behind `out| ` or `err| `. `@ ...` prepares something
-//! (see `Scenario::prepare`), and `#` is a comment. `$T` is the scenario's own directory, volume ids
-//! are `$ID`. `ATREST_TRANSCRIPTS=write` writes what the binary says into the files, for review.
+//! (see `Scenario::prepare`), and `#` is a comment. `$T` is the scenario's own directory, a
+//! volume's id is `$ID`. `ATREST_TRANSCRIPTS=write` writes what the binary says into the files,
+//! for review.
 
 mod mounting;
 
@@ -79,8 +80,8 @@ impl Scenario {
     }
 
     /// `volume NAME`: an empty volume with one passphrase slot, which the file `correct` opens; the
-    /// file `wrong` holds another passphrase. `lock NAME`: it is mounted elsewhere. `mkdir`, `file NAME TEXT`, `edit NAME A B` (replace
-    /// text in a file).
+    /// file `wrong` holds another passphrase. `lock NAME`: it is mounted elsewhere. `mkdir`,
+    /// `file NAME TEXT`, `edit NAME A B` (replace text in a file).
     fn prepare(&mut self, directive: &str) {
         let mut words = directive.splitn(3, ' ');
         let (verb, name) = (words.next().unwrap(), words.next().unwrap_or_default());

@@ -25,7 +25,7 @@ fn cp_copies_what_was_just_written() {
     // The writer is still open: nothing has made the kernel write back.
     assert!(Command::new("cp").arg(&path).arg(&copy).status().unwrap().success());
     assert!(fs::read(&copy).unwrap() == vec![b'x'; 100_000]);
-    let data = lseek(&File::open(&path).unwrap(), 0, Whence::SeekData).unwrap();
+    let data = lseek(File::open(&path).unwrap(), 0, Whence::SeekData).unwrap();
     assert_eq!(data, 0);
 }
 
