@@ -8,7 +8,7 @@ use super::superblocks::{self, Refused};
 use super::{Committer, Epochs, Error, OpenData, SlotDecoder, slots_of};
 use crate::format::record::Table;
 use crate::format::superblock::Superblock;
-use crate::format::{PAGE_BYTES, VolumeId, record};
+use crate::format::{PAGE_BYTES, Slot, VolumeId, record};
 use crate::key::VolumeKeys;
 use crate::space::{Deferred, DurableBitmaps, PIECE_BYTES, Space, runs_of};
 use crate::storage::{FileId, Storage};
@@ -121,7 +121,7 @@ impl Epochs {
         options: &OpenOptions,
         decode_slots: SlotDecoder,
     ) -> Result<(Self, OpenReport), OpenError> {
-        let (newest, older, report) = choose(&*storage, &keys, volume_id)?;
+        let (newest, older, mut report) = choose(&*storage, &keys, volume_id)?;
         let known = newest.config_digest == config_digest
             || newest.config_digest_next == Some(config_digest);
         if !known {
@@ -134,24 +134,8 @@ impl Epochs {
             options.node_cache_bytes,
             options.read_only,
         );
-        let (bitmaps, delta) = read_bitmaps(&nodes, &newest)?;
-        let mut used = bitmaps.clone();
-        fold(&mut used, &delta);
-        // What only the older superblock refers to must not be written before the next epoch is
-        // durable, or it would stop being a way back.
-        let mut kept = Vec::new();
-        if let Some(older) = older {
-            match read_bitmaps(&nodes, &older) {
-                Ok((mut old_used, old_delta)) => {
-                    fold(&mut old_used, &old_delta);
-                    kept = old_used.without(&used);
-                }
-                Err(error) => log::warn!("the older superblock leads to a damaged tree: {error}"),
-            }
-        }
-        for &slot in &kept {
-            used.set(slot, true);
-        }
+        let Found { superblock: newest, bitmaps, delta, used, kept } =
+            find_whole(&nodes, newest, older, options.read_only, &mut report)?;
         let segments = storage
             .segments()
             .map_err(|source| OpenError::Storage { op: "listing segments", source })?;
@@ -191,6 +175,66 @@ impl Epochs {
         }
         Ok((epochs, report))
     }
+}
+
+/// A state of the volume whose free space is known.
+struct Found {
+    superblock: Superblock,
+    /// As stored in its tree.
+    bitmaps: DurableBitmaps,
+    delta: delta::Delta,
+    /// All slots that must not be written.
+    used: DurableBitmaps,
+    /// Those of them to which only the older superblock refers.
+    kept: Vec<Slot>,
+}
+
+/// The newest state whose bitmaps can be read. If none is whole, a read-only volume does without.
+fn find_whole(
+    nodes: &NodeStore,
+    newest: Superblock,
+    older: Option<Superblock>,
+    read_only: bool,
+    report: &mut OpenReport,
+) -> Result<Found, OpenError> {
+    let read = |superblock: &Superblock| {
+        let (bitmaps, delta) = read_bitmaps(nodes, superblock)?;
+        let mut used = bitmaps.clone();
+        fold(&mut used, &delta);
+        Ok::<_, OpenError>((bitmaps, delta, used))
+    };
+    let older = older.map(|older| (read(&older), older));
+    let (newest_error, superblock) = match read(&newest) {
+        Ok((bitmaps, delta, mut used)) => {
+            // What only the older superblock refers to must not be written before the next epoch is
+            // durable, or it would stop being a way back.
+            let kept = match older {
+                Some((Ok((_, _, old_used)), _)) => old_used.without(&used),
+                Some((Err(error), _)) => {
+                    log::warn!("the older superblock leads to a damaged tree: {error}");
+                    Vec::new()
+                }
+                None => Vec::new(),
+            };
+            for &slot in &kept {
+                used.set(slot, true);
+            }
+            return Ok(Found { superblock: newest, bitmaps, delta, used, kept });
+        }
+        Err(error) => (error, newest),
+    };
+    if let Some((Ok((bitmaps, delta, used)), older)) = older {
+        report.refused.push((superblocks::file_of(superblock.sequence), chain(&newest_error)));
+        report.sequence = older.sequence;
+        report.clean = older.clean;
+        return Ok(Found { superblock: older, bitmaps, delta, used, kept: Vec::new() });
+    }
+    if !read_only {
+        return Err(newest_error);
+    }
+    log::error!("free space is not known: {newest_error}");
+    let (bitmaps, used) = (DurableBitmaps::default(), DurableBitmaps::default());
+    Ok(Found { superblock, bitmaps, delta: delta::Delta::default(), used, kept: Vec::new() })
 }
 
 /// The newest usable superblock, the other one if it is usable, and what is odd about them.

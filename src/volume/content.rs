@@ -23,8 +23,8 @@ thread_local! {
 /// Pages that were sealed and written, to which no record refers yet.
 pub(super) struct Placed {
     first_page: u64,
-    pages: Vec<PagePointer>,
-    runs: Vec<SlotRun>,
+    pub(super) pages: Vec<PagePointer>,
+    pub(super) runs: Vec<SlotRun>,
 }
 
 impl Volume {
@@ -376,10 +376,13 @@ impl Volume {
         let _lock = self.lock_inodes(&[ino]);
         let mut inode = self.require(ino)?;
         let mut maps: Vec<(u64, PageMap)> = Vec::new();
-        let mut added = 0;
+        let (mut added, mut dead) = (0, 0);
         for (page, pointer) in (placed.first_page..).zip(placed.pages) {
             let run = page / RUN_PAGES;
             if maps.last().is_none_or(|(of, _)| *of != run) {
+                if self.cuts.is_dead(ino, run) {
+                    dead += self.stored_map(ino, run)?.count();
+                }
                 maps.push((run, self.page_map(ino, run)?));
             }
             let (_, map) = maps.last_mut().expect("just pushed");
@@ -395,7 +398,7 @@ impl Volume {
             inode.paged = true;
             change.delete_inline(ino);
         }
-        inode.pages += added;
+        inode.pages = (inode.pages + added).saturating_sub(dead);
         inode.size = inode.size.max(end.unwrap_or(0));
         touch(&mut inode);
         change.put_inode(ino, &inode);

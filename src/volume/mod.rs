@@ -32,7 +32,7 @@ use path::DamageLog;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Contents up to this size are kept inline, in a record of their own, so that three fill a leaf.
 pub const INLINE_BYTES_MAX: u64 = 1_280;
@@ -42,6 +42,10 @@ pub const FILE_BYTES_MAX: u64 = (1 << 63) - PAGE_BYTES as u64;
 const COOKIE_FIRST: u64 = 17;
 /// The root directory is 1.
 const INO_FIRST: u64 = 2;
+/// The random part of nonces is drawn anew at an epoch's end, but not for every `fsync`: a chunk
+/// that is written for ever stays below the limit of NIST SP 800-38D for years; see
+/// [`crate::manual::format`].
+const NONCE_RENEWAL: Duration = Duration::from_secs(5);
 const CONTENT_LOCKS: usize = 256;
 const RECORD_LOCKS: usize = 1024;
 
@@ -193,8 +197,13 @@ impl Volume {
         let live = Arc::new(load_counters(&epochs)?);
         let nonces = Arc::new(NonceSequence::new());
         let (sealed_live, sealed_nonces) = (live.clone(), nonces.clone());
+        let renewed = Mutex::new(Instant::now());
         epochs.on_seal(Box::new(move || {
-            sealed_nonces.renew();
+            let mut renewed = renewed.lock();
+            if renewed.elapsed() >= NONCE_RENEWAL {
+                sealed_nonces.renew();
+                *renewed = Instant::now();
+            }
             let value = sealed_live.counters().encode();
             (record::key(Table::Counters, 0, &[]).into(), Some(Arc::from(&value[..])))
         }));

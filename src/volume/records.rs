@@ -121,6 +121,11 @@ impl Volume {
         if self.cuts.is_dead(ino, run) {
             return Ok(PageMap::empty());
         }
+        self.stored_map(ino, run)
+    }
+
+    /// The stored map of a run, dead or not: its pages count as allocated until it goes.
+    pub(super) fn stored_map(&self, ino: u64, run: u64) -> Result<PageMap, Error> {
         match self.epochs.get(&map_key(ino, run))? {
             Some(value) => Ok(PageMap::decode(self.cipher, &value)?),
             None => Ok(PageMap::empty()),
