@@ -134,7 +134,14 @@ impl Epochs {
             options.node_cache_bytes,
             options.read_only,
         );
-        let (bitmaps, delta) = read_bitmaps(&nodes, &newest)?;
+        let (bitmaps, delta, space_damage) = match read_bitmaps(&nodes, &newest) {
+            Ok((bitmaps, delta)) => (bitmaps, delta, None),
+            // Who only reads needs to know nothing of free space.
+            Err(error) if options.read_only => {
+                (Default::default(), Default::default(), Some(error))
+            }
+            Err(error) => return Err(error),
+        };
         let mut used = bitmaps.clone();
         fold(&mut used, &delta);
         // What only the older superblock refers to must not be written before the next epoch is
@@ -180,6 +187,7 @@ impl Epochs {
             poisoned: Mutex::new(None),
             is_poisoned: AtomicBool::new(false),
             read_only: options.read_only,
+            space_damage: space_damage.map(|error| chain(&error)),
             on_pressure: Mutex::new(None),
             pressed: AtomicBool::new(false),
             on_seal: Mutex::new(None),

@@ -9,14 +9,14 @@ mod world;
 
 use atrest::crypto::Cipher;
 use atrest::volume::check::Kind;
-use world::World;
+use world::{World, show};
 
 #[test]
 fn a_whole_volume_is_clean() {
     for cipher in [Cipher::Aes256Gcm, Cipher::Aes256Xts] {
         let world = World::new(cipher);
         let report = world.check(true);
-        assert!(report.is_clean(), "{:#?}", report.findings);
+        assert!(report.is_clean(), "{}", show(&report.findings));
         assert!(report.inodes > 300 && report.directories >= 4, "{report:?}");
         assert!(report.nodes > 10, "{report:?}");
         assert_eq!(report.pages, report.pages_read);
