@@ -257,10 +257,16 @@ fn xattr_key(ino: u64, name: &[u8], part: u16) -> Box<[u8]> {
     record::key(Table::Xattr, ino, &rest)
 }
 
-/// The smallest key above all of an inode's in a table.
+/// A key above all of an inode's in a table, and not above the next inode's. As short as it can be,
+/// like the separators of the tree's nodes: a longer bound would lead into the node behind, which
+/// costs a read and could be a damaged one.
 pub(super) fn after_owner(table: Table, ino: u64) -> Box<[u8]> {
     match ino.checked_add(1) {
-        Some(next) => record::key(table, next, &[]),
+        Some(next) => {
+            let key = record::key(table, next, &[]);
+            let zeros = key.iter().rev().take_while(|byte| **byte == 0).count();
+            Box::from(&key[..key.len() - zeros])
+        }
         None => Box::new([table as u8 + 1]),
     }
 }

@@ -92,7 +92,7 @@ fn whatever_node_is_lost_all_that_it_held_is_named() {
                             || named == "/"
                     })
                 });
-                let first = node.keys.first().map(|key| key[0]);
+                let first = node.keys.first().and_then(|key| key.first());
                 assert!(is_named, "{path} {level} {first:x?} {}", show(&report.findings));
             }
             // A second flip of the same bit is the first undone.
