@@ -21,7 +21,12 @@ pub fn run(arguments: &FsckArgs) -> Result<u8, Failure> {
     let options = keys::provider_options(&arguments.keys);
     let how =
         open::How { command: "fsck", mountpoint: None, read_only: true, allow_rollback: true };
-    let opened = open::open(&path, &options, how)?;
+    let opened = open::open(&path, &options, how).map_err(|failure| match failure.exit {
+        // What opening advises is this command.
+        Exit::VolumeDamaged => Failure::new(failure.exit, failure.message)
+            .hint("Nothing in it can be read without a superblock: restore one from a backup."),
+        _ => failure,
+    })?;
     let volume = opened.control.volume();
     let report = check(volume, CheckOptions { deep: arguments.deep });
     if arguments.json {
@@ -94,8 +99,8 @@ fn verdict(path: &Path, arguments: &FsckArgs, report: &CheckReport) -> Failure {
     let (lost, inconsistent) = (count(Severity::Lost), count(Severity::Inconsistent));
     let healable = count(Severity::Healable);
     let message = format!(
-        "{place} is damaged: {lost} losses, {inconsistent} contradictions, {healable} damaged \
-         copies of something whole"
+        "{place} is damaged; losses: {lost}, contradictions: {inconsistent}, damaged copies of \
+         something whole: {healable}"
     );
     let mut failure = Failure::new(Exit::DamageFound, message);
     if lost > 0 {

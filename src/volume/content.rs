@@ -376,11 +376,14 @@ impl Volume {
         let _lock = self.lock_inodes(&[ino]);
         let mut inode = self.require(ino)?;
         let mut maps: Vec<(u64, PageMap)> = Vec::new();
-        let mut added = 0;
+        let (mut added, mut dead) = (0, 0);
         for (page, pointer) in (placed.first_page..).zip(placed.pages) {
             let run = page / RUN_PAGES;
             if maps.last().is_none_or(|(of, _)| *of != run) {
                 maps.push((run, self.page_map(ino, run)?));
+                if self.cuts.is_dead(ino, run) {
+                    dead += self.stored_map(ino, run)?.count();
+                }
             }
             let (_, map) = maps.last_mut().expect("just pushed");
             let old = map.pages[(page % RUN_PAGES) as usize].replace(pointer);
@@ -395,7 +398,7 @@ impl Volume {
             inode.paged = true;
             change.delete_inline(ino);
         }
-        inode.pages += added;
+        inode.pages = (inode.pages + added).saturating_sub(dead);
         inode.size = inode.size.max(end.unwrap_or(0));
         touch(&mut inode);
         change.put_inode(ino, &inode);

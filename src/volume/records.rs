@@ -121,6 +121,12 @@ impl Volume {
         if self.cuts.is_dead(ino, run) {
             return Ok(PageMap::empty());
         }
+        self.stored_map(ino, run)
+    }
+
+    /// The page map of a run as it is stored, cut off or not: its pages count as allocated until it
+    /// is removed or replaced.
+    pub(super) fn stored_map(&self, ino: u64, run: u64) -> Result<PageMap, Error> {
         match self.epochs.get(&map_key(ino, run))? {
             Some(value) => Ok(PageMap::decode(self.cipher, &value)?),
             None => Ok(PageMap::empty()),

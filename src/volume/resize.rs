@@ -193,7 +193,7 @@ impl Volume {
         }
         for key in keys {
             let run = u64::from_be_bytes(key[9..17].try_into().expect("a key of this table"));
-            removal.pages += self.page_map(ino, run)?.count();
+            removal.pages += self.stored_map(ino, run)?.count();
             removal.gone.push(run);
         }
         Ok(removal)

@@ -75,7 +75,7 @@ fn whatever_node_is_lost_all_that_it_held_is_named() {
     let world = World::new(Cipher::Aes256Gcm);
     assert!(world.nodes(1).len() > 1, "interior nodes below the root");
     let mut affected_at_all = 0;
-    for level in [0, 1] {
+    for level in [0, 1, 2] {
         for node in world.nodes(level) {
             world.destroy(&node);
             let report = world.check(false);
