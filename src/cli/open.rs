@@ -1,4 +1,4 @@
-//! The seam to the volume: making, opening and checking one.
+//! The seam to the volume: making and opening one.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::args::{CipherName, FsckArgs, InitArgs};
+use super::args::{CipherName, InitArgs};
 use super::exit::Exit;
 use super::hint::{Failure, chain};
-use super::{keys, place};
+use super::keys;
 use crate::crypto::{Cipher, random};
 use crate::daemon::{self, VolumeControl, paths};
 use crate::format::VolumeId;
@@ -167,6 +167,11 @@ impl Control {
         self.volume.start();
     }
 
+    /// The volume.
+    pub fn volume(&self) -> &Volume {
+        &self.volume
+    }
+
     fn remember(&self) -> Result<(), String> {
         let superblock = self.volume.epochs().superblock();
         let pin = Pin {
@@ -303,22 +308,4 @@ pub fn create(arguments: &InitArgs) -> Result<(), Failure> {
         arguments.kek
     );
     Ok(())
-}
-
-/// Checks a volume that is not mounted.
-///
-/// # Errors
-/// What is damaged, or keeps it from being checked.
-pub fn check(arguments: &FsckArgs) -> Result<(), Failure> {
-    let path = place::volume(&arguments.volume)?;
-    let options = keys::provider_options(&arguments.keys);
-    let how = How { command: "fsck", mountpoint: None, read_only: true, allow_rollback: true };
-    let opened = open(&path, &options, how)?;
-    let problems = opened.control.volume.check_space();
-    if problems.is_empty() {
-        println!("{}: no damage found", path.display());
-        return Ok(());
-    }
-    let message = format!("{} problems in {}", problems.len(), path.display());
-    Err(problems.into_iter().fold(Failure::new(Exit::VolumeDamaged, message), Failure::hint))
 }

@@ -122,6 +122,8 @@ pub struct Epochs {
     poisoned: Mutex<Option<Arc<str>>>,
     is_poisoned: AtomicBool,
     read_only: bool,
+    /// Why it is not known which slots are in use, if the volume was opened read-only without.
+    space_damage: Option<String>,
     /// Called when the open epoch is large enough to be sealed at once.
     on_pressure: Mutex<Option<Box<dyn Fn() + Send>>>,
     pressed: AtomicBool,
@@ -390,6 +392,12 @@ impl Epochs {
     /// Slots that were freed and wait before they may be used again.
     pub fn deferred_slots(&self) -> u64 {
         self.deferred.waiting()
+    }
+
+    /// Why it is not known which slots are in use. A volume of which that is so opens only for
+    /// reading.
+    pub fn space_damage(&self) -> Option<&str> {
+        self.space_damage.as_deref()
     }
 
     /// Slots of the delta chain, for `fsck`.

@@ -134,7 +134,7 @@ impl Epochs {
             options.node_cache_bytes,
             options.read_only,
         );
-        let Found { superblock: newest, bitmaps, delta, used, kept } =
+        let Found { superblock: newest, bitmaps, delta, used, kept, space_damage } =
             find_whole(&nodes, newest, older, options.read_only, &mut report)?;
         let segments = storage
             .segments()
@@ -164,6 +164,7 @@ impl Epochs {
             poisoned: Mutex::new(None),
             is_poisoned: AtomicBool::new(false),
             read_only: options.read_only,
+            space_damage: space_damage.map(|error| chain(&error)),
             on_pressure: Mutex::new(None),
             pressed: AtomicBool::new(false),
             on_seal: Mutex::new(None),
@@ -187,6 +188,8 @@ struct Found {
     used: DurableBitmaps,
     /// Those of them to which only the older superblock refers.
     kept: Vec<Slot>,
+    /// Why nothing is known about free space; only in a read-only volume.
+    space_damage: Option<OpenError>,
 }
 
 /// The newest state whose bitmaps can be read. If none is whole, a read-only volume does without.
@@ -219,7 +222,8 @@ fn find_whole(
             for &slot in &kept {
                 used.set(slot, true);
             }
-            return Ok(Found { superblock: newest, bitmaps, delta, used, kept });
+            let space_damage = None;
+            return Ok(Found { superblock: newest, bitmaps, delta, used, kept, space_damage });
         }
         Err(error) => (error, newest),
     };
@@ -227,14 +231,20 @@ fn find_whole(
         report.refused.push((superblocks::file_of(superblock.sequence), chain(&newest_error)));
         report.sequence = older.sequence;
         report.clean = older.clean;
-        return Ok(Found { superblock: older, bitmaps, delta, used, kept: Vec::new() });
+        let (kept, space_damage) = (Vec::new(), None);
+        return Ok(Found { superblock: older, bitmaps, delta, used, kept, space_damage });
     }
     if !read_only {
         return Err(newest_error);
     }
-    log::error!("free space is not known: {newest_error}");
-    let (bitmaps, used) = (DurableBitmaps::default(), DurableBitmaps::default());
-    Ok(Found { superblock, bitmaps, delta: delta::Delta::default(), used, kept: Vec::new() })
+    Ok(Found {
+        superblock,
+        bitmaps: DurableBitmaps::default(),
+        delta: delta::Delta::default(),
+        used: DurableBitmaps::default(),
+        kept: Vec::new(),
+        space_damage: Some(newest_error),
+    })
 }
 
 /// The newest usable superblock, the other one if it is usable, and what is odd about them.

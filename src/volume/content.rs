@@ -380,10 +380,10 @@ impl Volume {
         for (page, pointer) in (placed.first_page..).zip(placed.pages) {
             let run = page / RUN_PAGES;
             if maps.last().is_none_or(|(of, _)| *of != run) {
+                maps.push((run, self.page_map(ino, run)?));
                 if self.cuts.is_dead(ino, run) {
                     dead += self.stored_map(ino, run)?.count();
                 }
-                maps.push((run, self.page_map(ino, run)?));
             }
             let (_, map) = maps.last_mut().expect("just pushed");
             let old = map.pages[(page % RUN_PAGES) as usize].replace(pointer);

@@ -20,14 +20,21 @@ pub(super) struct Cuts {
 }
 
 impl Cuts {
-    /// Reads the marks of the durable tree.
-    pub(super) fn load(epochs: &Epochs) -> Result<Self, crate::epoch::Error> {
+    /// Reads the marks of the durable tree. `read_only`: damage is passed over, at the price that
+    /// what was cut off of a file lately may be read as it was before.
+    pub(super) fn load(epochs: &Epochs, read_only: bool) -> Result<Self, crate::epoch::Error> {
         let mut inodes = BTreeMap::new();
-        epochs.scan_durable(Table::Cut, &mut |key, value| {
+        let whole = epochs.scan_durable(Table::Cut, &mut |key, value| {
             if let Some(range) = decode(key, value) {
                 inodes.entry(record::owner(key)).or_insert_with(Ranges::new).push(range);
             }
-        })?;
+        });
+        match whole {
+            Err(error) if read_only => {
+                log::error!("the marks of cut-off contents cannot be read: {error}");
+            }
+            other => other?,
+        }
         let any = AtomicBool::new(!inodes.is_empty());
         Ok(Self { inodes: RwLock::new(inodes), any })
     }

@@ -1,6 +1,6 @@
 //! Looking into a volume: what anybody sees of it, and what its keys show.
 
-use super::{INLINE_BYTES_MAX, Volume};
+use super::Volume;
 use crate::format::config::{ConfigError, UnverifiedConfig};
 use crate::format::map::PageMap;
 use crate::format::node::Node;
@@ -251,7 +251,7 @@ pub struct InodeView {
     /// Allocated pages.
     pub pages: u64,
     /// Last access, last change of content and of the inode, creation: seconds since 1970.
-    pub times: [f64; 4],
+    pub times: [String; 4],
     /// Bytes kept inline, if content is.
     pub inline_bytes: Option<u64>,
     /// Where the pages are.
@@ -363,9 +363,11 @@ impl Volume {
     pub fn inspect_path(&self, ino: u64) -> Result<InodeView, super::Error> {
         let inode = self.require(ino)?;
         let Inode { mode, links, uid, gid, size, pages, .. } = inode;
-        let inline = if inode.paged { None } else { self.inline(ino).ok() };
+        let has_inline =
+            !inode.paged && [libc::S_IFREG, libc::S_IFLNK].contains(&(mode & libc::S_IFMT));
+        let inline = if has_inline { self.inline(ino).ok() } else { None };
         let times = [inode.atime, inode.mtime, inode.ctime, inode.btime]
-            .map(|time| time.seconds as f64 + f64::from(time.nanoseconds) / 1e9);
+            .map(|time| format!("{}.{:09}", time.seconds, time.nanoseconds));
         let xattrs = self.xattr_names(ino).unwrap_or_default();
         Ok(InodeView {
             ino,
@@ -377,9 +379,7 @@ impl Volume {
             size,
             pages,
             times,
-            inline_bytes: inline
-                .map(|bytes| bytes.len() as u64)
-                .filter(|&bytes| bytes > 0 || size <= INLINE_BYTES_MAX),
+            inline_bytes: inline.map(|bytes| bytes.len() as u64),
             extents: self.extents(ino),
             data_keys: self.data_key_views(ino),
             xattrs: xattrs.iter().map(|name| super::check::printable(name)).collect(),

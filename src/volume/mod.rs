@@ -116,6 +116,16 @@ struct Live {
     inodes: AtomicU64,
 }
 
+impl From<Counters> for Live {
+    fn from(counters: Counters) -> Self {
+        Self {
+            next_ino: AtomicU64::new(counters.next_ino),
+            next_cookie: AtomicU64::new(counters.next_cookie),
+            inodes: AtomicU64::new(counters.inodes),
+        }
+    }
+}
+
 impl Live {
     fn counters(&self) -> Counters {
         Counters {
@@ -194,7 +204,15 @@ impl Volume {
             slot_decoder(cipher),
         )?;
         let epochs = Arc::new(epochs);
-        let live = Arc::new(load_counters(&epochs)?);
+        let live = match load_counters(&epochs) {
+            // Who only reads gives out no numbers.
+            Err(error) if options.read_only => {
+                log::error!("the volume's counters cannot be read: {error}");
+                Live::from(Counters::default())
+            }
+            other => other?,
+        };
+        let live = Arc::new(live);
         let nonces = Arc::new(NonceSequence::new());
         let (sealed_live, sealed_nonces) = (live.clone(), nonces.clone());
         let renewed = Mutex::new(Instant::now());
@@ -207,7 +225,7 @@ impl Volume {
             let value = sealed_live.counters().encode();
             (record::key(Table::Counters, 0, &[]).into(), Some(Arc::from(&value[..])))
         }));
-        let cuts = Cuts::load(&epochs)?;
+        let cuts = Cuts::load(&epochs, options.read_only)?;
         let volume = Arc::new(Self {
             epochs,
             storage,
@@ -371,9 +389,5 @@ fn load_counters(epochs: &Epochs) -> Result<Live, OpenError> {
             .map_err(|record::RecordError(what)| OpenError::Malformed(what))?,
         None => Counters { next_ino: INO_FIRST, next_cookie: COOKIE_FIRST, inodes: 0 },
     };
-    Ok(Live {
-        next_ino: AtomicU64::new(counters.next_ino),
-        next_cookie: AtomicU64::new(counters.next_cookie),
-        inodes: AtomicU64::new(counters.inodes),
-    })
+    Ok(Live::from(counters))
 }

@@ -1,8 +1,11 @@
 //! Going through ranges of the durable tree past its damage.
 
 use super::Volume;
+use super::records::{after_owner, decode_cookie};
 use crate::format::node::Node;
+use crate::format::record::{self, Entry, Table};
 use crate::tree::{self, Place, Visitor};
+use std::collections::BTreeMap;
 
 /// A range of a walk.
 struct Scan<'a> {
@@ -55,5 +58,27 @@ impl Volume {
         let mut scan = Scan { from, to, visit, done, damaged, key };
         tree::walk(self.epochs.source(), root.as_ref(), &mut scan);
         !scan.damaged
+    }
+
+    /// Names in a directory of the durable tree, each with its inode, from entries and listing
+    /// together, so that a name is lost only if both are; and whether all could be read.
+    pub fn names_in(&self, parent: u64) -> (BTreeMap<Vec<u8>, u64>, bool) {
+        let mut names = BTreeMap::new();
+        let bounds = |table| (record::key(table, parent, &[]), after_owner(table, parent));
+        let (from, to) = bounds(Table::Entry);
+        let entries_whole = self.scan(&from, &to, &mut |key, value| {
+            if let (Some(name), Ok(entry)) = (key.get(9..), Entry::decode(value)) {
+                names.insert(name.to_vec(), entry.ino);
+            }
+            true
+        });
+        let (from, to) = bounds(Table::Cookie);
+        let listing_whole = self.scan(&from, &to, &mut |key, value| {
+            if let Some((_, ino, _, name)) = decode_cookie(key, value) {
+                names.entry(name.to_vec()).or_insert(ino);
+            }
+            true
+        });
+        (names, entries_whole || listing_whole)
     }
 }

@@ -67,6 +67,13 @@ impl Checker<'_> {
 
     /// Compares what the records refer to with what is counted as used.
     pub(super) fn finish_slots(&mut self) {
+        if let Some(error) = self.volume.epochs.space_damage() {
+            let detail = format!(
+                "it cannot be read which slots are in use: {error}; the volume can be mounted \
+                 read-only (-o ro)"
+            );
+            return self.drafts.add(Kind::SpaceLost, Subject::Volume, detail);
+        }
         self.slots.compare();
         self.name_suspects();
         if self.slots.omitted > 0 {

@@ -146,7 +146,7 @@ impl Checker<'_> {
         if root != Some(true) {
             let detail = if root_lost { "its record is in a lost node" } else { "there is none" };
             let detail = format!("the root directory: {detail}");
-            self.drafts.add(Kind::RootMissing, Subject::Volume, detail);
+            self.drafts.add(Kind::RootMissing, Subject::Inode(ROOT), detail);
         }
         for index in 0..self.inodes.directories.len() {
             self.finish_directory(index);

@@ -59,6 +59,8 @@ kinds! {
     SegmentShort Lost,
     /// Neither copy of a tree node authenticates.
     NodeLost Lost,
+    /// It is not known which slots are in use: the volume opens only for reading.
+    SpaceLost Lost,
     /// The record of an inode is in a lost node: it can be neither opened nor listed with attributes.
     InodeLost Lost,
     /// An entry is in a lost node: the name cannot be looked up.
