@@ -168,9 +168,11 @@ impl Control {
     }
 
     fn remember(&self) -> Result<(), String> {
+        let newest = self.volume.epochs().superblock();
+        // An orderly unmount commits the last state twice, so that either superblock will do.
         let pin = Pin {
             pin: self.keys.pin(),
-            sequence: self.volume.epochs().superblock().sequence,
+            sequence: newest.sequence - u64::from(newest.clean),
             generation: self.generation.load(Ordering::Relaxed),
         };
         self.pins.store(self.volume.volume_id(), &pin).map_err(|error| chain(&error))
@@ -193,6 +195,7 @@ impl VolumeControl for Control {
                 "nodes_healed": damage.nodes_healed.load(Ordering::Relaxed),
                 "nodes_lost": damage.nodes_lost.load(Ordering::Relaxed),
                 "pages_lost": damage.pages_lost.load(Ordering::Relaxed),
+                "changes_lost": damage.changes_lost.load(Ordering::Relaxed),
             },
         })
     }

@@ -1,6 +1,5 @@
 //! Changing the size of a file, punching holes, and finding them.
 
-use super::content::Placed;
 use super::data_keys::chunk_of;
 use super::records::{Change, dek_key, map_key};
 use super::{Error, FILE_BYTES_MAX, INLINE_BYTES_MAX, Volume};
@@ -153,8 +152,7 @@ impl Volume {
         self.read_pages(ino, page * PAGE, &mut content)?;
         let start = (from % PAGE) as usize;
         content[start..start + (to - from) as usize].fill(0);
-        let placed: Placed = self.place(ino, page, &content)?;
-        self.install(ino, placed, None, &|_| {})
+        self.put_pages(ino, page, &content, None, &|_| {})
     }
 
     /// Finds out what removing the pages `from..to` takes. The caller holds the content lock alone.
@@ -220,6 +218,7 @@ impl Volume {
             self.cuts.add(ino, from, to, change);
         }
         inode.pages = inode.pages.saturating_sub(removal.pages);
+        change.note_freed(removal.pages);
     }
 
     /// Removes some of what cut marks cover; false if there are none.
@@ -255,6 +254,7 @@ impl Volume {
             }
         }
         self.cuts.remove(ino, from, upto, &mut change);
+        change.note_freed(pages);
         if let Some(mut inode) = inode {
             inode.pages = inode.pages.saturating_sub(pages);
             change.put_inode(ino, &inode);
