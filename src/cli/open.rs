@@ -202,6 +202,7 @@ impl VolumeControl for Control {
                 "nodes_healed": damage.nodes_healed.load(Ordering::Relaxed),
                 "nodes_lost": damage.nodes_lost.load(Ordering::Relaxed),
                 "pages_lost": damage.pages_lost.load(Ordering::Relaxed),
+                "changes_lost": damage.changes_lost.load(Ordering::Relaxed),
             },
         })
     }

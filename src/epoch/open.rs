@@ -8,7 +8,7 @@ use super::superblocks::{self, Refused};
 use super::{Committer, Epochs, Error, OpenData, SlotDecoder, slots_of};
 use crate::format::record::Table;
 use crate::format::superblock::Superblock;
-use crate::format::{PAGE_BYTES, Slot, VolumeId, record};
+use crate::format::{PAGE_BYTES, SEGMENT_BYTES, Slot, VolumeId, record};
 use crate::key::VolumeKeys;
 use crate::space::{Deferred, DurableBitmaps, PIECE_BYTES, Space, runs_of};
 use crate::storage::{FileId, Storage};
@@ -159,8 +159,10 @@ impl Epochs {
             open: Mutex::new(OpenData::default()),
             root: RwLock::new(root),
             durable: AtomicU64::new(newest.sequence),
-            committer: Mutex::new(Committer { bitmaps, delta, superblock: newest }),
+            committer: Mutex::new(Committer { bitmaps, delta, superblock: newest, lossy: 0 }),
             full: AtomicBool::new(false),
+            last_reclaim: Mutex::new(None),
+            lost: Mutex::default(),
             poisoned: Mutex::new(None),
             is_poisoned: AtomicBool::new(false),
             read_only: options.read_only,
@@ -170,11 +172,48 @@ impl Epochs {
             on_seal: Mutex::new(None),
             decode_slots,
         };
-        if !options.read_only && epochs.space.fill_reserve().is_err() {
-            log::warn!("the disk under the volume is full: new files are refused");
-            epochs.full.store(true, std::sync::atomic::Ordering::Relaxed);
+        if !options.read_only {
+            epochs.restore_segments(&segments)?;
+            epochs.prepare_reserve();
         }
         Ok((epochs, report))
+    }
+}
+
+impl Epochs {
+    /// Makes segments that are missing anew, so that they can be written to; what they held is lost.
+    /// `existing` are those that are not.
+    fn restore_segments(&self, existing: &[u32]) -> Result<(), OpenError> {
+        let op = "making a lost segment anew";
+        for (segment, used) in self.space.segments() {
+            if existing.binary_search(&segment).is_ok() {
+                continue;
+            }
+            log::error!(
+                "data/{segment:08} is missing, and with it {used} slots that were in use; restore it \
+                 from a backup before anything else is written"
+            );
+            let file = FileId::Segment(segment);
+            self.storage
+                .create(file)
+                .and_then(|()| self.storage.set_length(file, SEGMENT_BYTES))
+                .and_then(|()| self.storage.sync_directory())
+                .map_err(|source| OpenError::Storage { op, source })?;
+        }
+        Ok(())
+    }
+
+    /// Fills the reserve. On a full disk, free slots may still have blocks, from before the volume
+    /// was closed: they are given back first.
+    fn prepare_reserve(&self) {
+        if self.space.fill_reserve().is_ok() {
+            return;
+        }
+        self.space.punch_unbacked();
+        if self.space.fill_reserve().is_err() {
+            log::warn!("the disk under the volume is full: new files are refused");
+            self.full.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
     }
 }
 
@@ -326,11 +365,11 @@ fn fold(bitmaps: &mut DurableBitmaps, delta: &delta::Delta) {
     }
 }
 
-/// Slots to hold in reserve in each class: 1/128 of the disk, 2 MiB to 16 MiB.
+/// Slots to hold in reserve in each class: 1/128 of the disk, 512 KiB to 16 MiB.
 fn reserve_slots(storage: &dyn Storage) -> Result<u64, OpenError> {
     let capacity = storage
         .capacity()
         .map_err(|source| OpenError::Storage { op: "asking for the disk's size", source })?;
-    let bytes = (capacity.total_bytes / 128).clamp(2 << 20, 16 << 20);
+    let bytes = (capacity.total_bytes / 128).clamp(512 << 10, 16 << 20);
     Ok(bytes / PAGE_BYTES as u64)
 }

@@ -45,6 +45,7 @@ impl Volume {
                 change.delete_orphan(ino);
                 self.cuts.forget(ino, &mut change);
                 change.count_inodes(-1);
+                change.note_freed(inode.pages);
                 return Ok(());
             }
         }

@@ -123,23 +123,26 @@ impl Volume {
     fn edit(
         &self,
         ino: u64,
-        plan: impl FnOnce(&mut Edit) -> Result<bool, Error>,
+        plan: impl Fn(&mut Edit) -> Result<bool, Error>,
         finish: &dyn Fn(&mut Inode, &mut Change),
     ) -> Result<Inode, Error> {
-        let mut edit = Edit::default();
-        let done = plan(&mut edit).and_then(|frees| {
-            let _lock = self.lock_inodes(&[ino]);
-            let mut inode = self.require(ino)?;
-            let mut change = self.change(frees)?;
-            self.apply(ino, &mut inode, &edit, &mut change);
-            finish(&mut inode, &mut change);
-            change.put_inode(ino, &inode);
-            Ok(inode)
-        });
-        if done.is_err() {
-            self.epochs.space.release(&edit.runs);
-        }
-        done
+        // At most the two pages at the ends of the range are written anew.
+        self.with_space(2, || {
+            let mut edit = Edit::default();
+            let done = plan(&mut edit).and_then(|frees| {
+                let _lock = self.lock_inodes(&[ino]);
+                let mut inode = self.require(ino)?;
+                let mut change = self.change(frees)?;
+                self.apply(ino, &mut inode, &edit, &mut change);
+                finish(&mut inode, &mut change);
+                change.put_inode(ino, &inode);
+                Ok(inode)
+            });
+            if done.is_err() {
+                self.epochs.space.release(&edit.runs);
+            }
+            done
+        })
     }
 
     fn punch_inline(
@@ -249,6 +252,7 @@ impl Volume {
         }
         change.refer_to(&edit.runs);
         inode.pages = inode.pages.saturating_sub(edit.pages);
+        change.note_freed(edit.pages);
     }
 
     /// Removes some of what cut marks cover; false if there are none.
@@ -282,6 +286,7 @@ impl Volume {
             }
         }
         self.cuts.remove(ino, from, upto, &mut change);
+        change.note_freed(pages);
         if let Some(mut inode) = inode {
             inode.pages = inode.pages.saturating_sub(pages);
             change.put_inode(ino, &inode);

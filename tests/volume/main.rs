@@ -3,6 +3,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod full;
+mod lost;
 
 use atrest::crypto::Cipher;
 use atrest::format::record::{Inode, Timestamp};
