@@ -239,7 +239,7 @@ impl Epochs {
         let (records, bytes) = self.overlay.size();
         let data = self.open.lock().bytes;
         // Both copies of twice the nodes that the records may need: for this epoch and the next.
-        let nodes = 64 + records as u64 * NODES_PER_RECORD * 2;
+        let nodes = records as u64 * NODES_PER_RECORD * 2;
         let tight = nodes > self.space.nodes_backed() && self.space.back_nodes(nodes).is_err();
         if bytes > OVERLAY_BYTES_HARD || data > DATA_BYTES_HARD || tight {
             let open = *self.gate.read();
