@@ -206,6 +206,7 @@ impl Epochs {
     /// Fills the reserve. On a full disk, free slots may still have blocks, from before the volume
     /// was closed: they are given back first.
     fn prepare_reserve(&self) {
+        self.space.learn_backed();
         if self.space.fill_reserve().is_ok() {
             return;
         }

@@ -231,6 +231,25 @@ impl Space {
         u32::try_from(self.reserve.min(BACKING_STEP_MAX)).expect("at most 2048")
     }
 
+    /// Learns which free slots have blocks from before the volume was opened. What cannot be found
+    /// out only costs space.
+    pub fn learn_backed(&self) {
+        let mut inner = self.inner.lock();
+        let Inner { segments, classes, .. } = &mut *inner;
+        for (&number, segment) in segments {
+            let ranges = self.storage.allocated(FileId::Segment(number)).unwrap_or_default();
+            let page = PAGE_BYTES as u64;
+            for range in ranges {
+                let first = range.start.div_ceil(page).min(SEGMENT_SLOTS);
+                let end = (range.end / page).min(SEGMENT_SLOTS);
+                if first < end {
+                    let learnt = segment.learn_backed(first as u32, (end - first) as u32);
+                    classes[Class::of(number) as usize].backed_free += u64::from(learnt);
+                }
+            }
+        }
+    }
+
     /// Gives blocks back that free slots have from before the volume was opened, of which nothing is
     /// known. Failures only cost space.
     pub fn punch_unbacked(&self) {

@@ -11,6 +11,7 @@ use parking_lot::RwLock;
 use std::collections::HashMap;
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::Path;
@@ -224,6 +225,13 @@ impl Storage for OsStorage {
     fn punch(&self, file: FileId, offset: u64, bytes: u64) -> io::Result<()> {
         match files::punch(&*self.writable(file)?, offset, bytes) {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
+            result => result,
+        }
+    }
+
+    fn allocated(&self, file: FileId) -> io::Result<Vec<Range<u64>>> {
+        match files::allocated(&*self.file(file)?) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(Vec::new()),
             result => result,
         }
     }
