@@ -8,7 +8,7 @@ use super::superblocks::{self, Refused};
 use super::{Committer, Epochs, Error, OpenData, SlotDecoder, slots_of};
 use crate::format::record::Table;
 use crate::format::superblock::Superblock;
-use crate::format::{PAGE_BYTES, VolumeId, record};
+use crate::format::{PAGE_BYTES, Slot, VolumeId, record};
 use crate::key::VolumeKeys;
 use crate::space::{Deferred, DurableBitmaps, PIECE_BYTES, Space, runs_of};
 use crate::storage::{FileId, Storage};
@@ -137,28 +137,12 @@ impl Epochs {
         let (bitmaps, delta, space_damage) = match read_bitmaps(&nodes, &newest) {
             Ok((bitmaps, delta)) => (bitmaps, delta, None),
             // Who only reads needs to know nothing of free space.
-            Err(error) if options.read_only => {
-                (Default::default(), Default::default(), Some(error))
-            }
+            Err(error) if options.read_only => (<_>::default(), <_>::default(), Some(error)),
             Err(error) => return Err(error),
         };
         let mut used = bitmaps.clone();
         fold(&mut used, &delta);
-        // What only the older superblock refers to must not be written before the next epoch is
-        // durable, or it would stop being a way back.
-        let mut kept = Vec::new();
-        if let Some(older) = older {
-            match read_bitmaps(&nodes, &older) {
-                Ok((mut old_used, old_delta)) => {
-                    fold(&mut old_used, &old_delta);
-                    kept = old_used.without(&used);
-                }
-                Err(error) => log::warn!("the older superblock leads to a damaged tree: {error}"),
-            }
-        }
-        for &slot in &kept {
-            used.set(slot, true);
-        }
+        let kept = keep_older(&nodes, older, &mut used);
         let segments = storage
             .segments()
             .map_err(|source| OpenError::Storage { op: "listing segments", source })?;
@@ -199,6 +183,30 @@ impl Epochs {
         }
         Ok((epochs, report))
     }
+}
+
+/// Slots that only the older superblock refers to. They are marked as used: they must not be written
+/// before the next epoch is durable, or it would stop being a way back.
+fn keep_older(
+    nodes: &NodeStore,
+    older: Option<Superblock>,
+    used: &mut DurableBitmaps,
+) -> Vec<Slot> {
+    let Some(older) = older else { return Vec::new() };
+    let kept = match read_bitmaps(nodes, &older) {
+        Ok((mut old_used, old_delta)) => {
+            fold(&mut old_used, &old_delta);
+            old_used.without(used)
+        }
+        Err(error) => {
+            log::warn!("the older superblock leads to a damaged tree: {error}");
+            Vec::new()
+        }
+    };
+    for &slot in &kept {
+        used.set(slot, true);
+    }
+    kept
 }
 
 /// The newest usable superblock, the other one if it is usable, and what is odd about them.
