@@ -185,8 +185,8 @@ impl Epochs {
     }
 }
 
-/// Slots that only the older superblock refers to. They are marked as used: they must not be written
-/// before the next epoch is durable, or it would stop being a way back.
+/// Slots that only the older superblock refers to. They are marked as used: they must not be
+/// written before the next epoch is durable, or it would stop being a way back.
 fn keep_older(
     nodes: &NodeStore,
     older: Option<Superblock>,

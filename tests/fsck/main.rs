@@ -5,6 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod medium;
+mod paths;
 mod records;
 mod world;
 
