@@ -173,9 +173,12 @@ impl Control {
     }
 
     fn remember(&self) -> Result<(), String> {
+        let superblock = self.volume.epochs().superblock();
         let pin = Pin {
             pin: self.keys.pin(),
-            sequence: self.volume.epochs().superblock().sequence,
+            // After an unmount in order both superblocks hold the same state: if the newer one is
+            // lost, the other is no older.
+            sequence: superblock.sequence - u64::from(superblock.clean),
             generation: self.generation.load(Ordering::Relaxed),
         };
         self.pins.store(self.volume.volume_id(), &pin).map_err(|error| chain(&error))
@@ -184,20 +187,22 @@ impl Control {
 
 impl VolumeControl for Control {
     fn status_json(&self) -> Value {
-        let (total, free, inodes) = self.volume.space();
+        let (_, free, inodes) = self.volume.space();
+        let (used, _) = self.volume.epochs().space.usage();
         let damage = self.volume.epochs().damage();
         json!({
             "state": "unlocked",
             "cipher": self.volume.cipher().name(),
             "epoch": self.keys.current_epoch(),
             "sequence": self.volume.epochs().superblock().sequence,
-            "used_bytes": total.saturating_sub(free) * PAGE_BYTES,
+            "used_bytes": used * PAGE_BYTES,
             "free_bytes": free * PAGE_BYTES,
             "inodes": inodes,
             "damage": {
                 "nodes_healed": damage.nodes_healed.load(Ordering::Relaxed),
                 "nodes_lost": damage.nodes_lost.load(Ordering::Relaxed),
                 "pages_lost": damage.pages_lost.load(Ordering::Relaxed),
+                "changes_lost": damage.changes_lost.load(Ordering::Relaxed),
             },
         })
     }

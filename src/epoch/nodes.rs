@@ -49,6 +49,8 @@ pub struct DamageCounters {
     pub nodes_lost: AtomicU64,
     /// Pages of files that do not authenticate.
     pub pages_lost: AtomicU64,
+    /// Changes that belonged into damaged nodes and could not be made durable.
+    pub changes_lost: AtomicU64,
 }
 
 impl NodeStore {
@@ -341,6 +343,16 @@ impl<'a> NodeWriter<'a> {
         let unused = self.free_pairs.drain(..).flatten().collect();
         self.space.release(&crate::space::runs_of(unused));
         Ok(())
+    }
+}
+
+impl NodeWriter<'_> {
+    /// Gives every slot back that was taken: nothing will refer to what was written.
+    pub(super) fn abandon(&mut self) {
+        self.pending.borrow_mut().clear();
+        let written = std::mem::take(&mut self.written);
+        let all = self.free_pairs.drain(..).chain(written).flatten().collect();
+        self.space.release(&crate::space::runs_of(all));
     }
 }
 

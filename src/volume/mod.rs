@@ -32,7 +32,7 @@ use path::DamageLog;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Contents up to this size are kept inline, in a record of their own, so that three fill a leaf.
 pub const INLINE_BYTES_MAX: u64 = 1_280;
@@ -42,6 +42,12 @@ pub const FILE_BYTES_MAX: u64 = (1 << 63) - PAGE_BYTES as u64;
 const COOKIE_FIRST: u64 = 17;
 /// The root directory is 1.
 const INO_FIRST: u64 = 2;
+/// The random part of nonces is drawn anew at an epoch's end, but not for every `fsync`: a chunk
+/// that is written for ever stays below the limit of NIST SP 800-38D for years; see
+/// [`crate::manual::format`].
+const NONCE_RENEWAL: Duration = Duration::from_secs(5);
+/// Ends of epochs after which what was freed before the first can be written again.
+const EPOCHS_UNTIL_REUSE: usize = 3;
 const CONTENT_LOCKS: usize = 256;
 const RECORD_LOCKS: usize = 1024;
 
@@ -91,6 +97,9 @@ impl From<epoch::Error> for Error {
             epoch::Error::NoSpace => Self::NoSpace,
             epoch::Error::Poisoned(_) => Self::Poisoned,
             epoch::Error::ReadOnly => Self::ReadOnly,
+            epoch::Error::Lost => {
+                Self::Storage { what: "making changes durable".into(), source: error.into() }
+            }
             epoch::Error::Tree(source) => Self::Storage {
                 what: "reading the volume's metadata".into(),
                 source: source.into(),
@@ -211,8 +220,13 @@ impl Volume {
         let live = Arc::new(live);
         let nonces = Arc::new(NonceSequence::new());
         let (sealed_live, sealed_nonces) = (live.clone(), nonces.clone());
+        let renewed = Mutex::new(Instant::now());
         epochs.on_seal(Box::new(move || {
-            sealed_nonces.renew();
+            let mut renewed = renewed.lock();
+            if renewed.elapsed() >= NONCE_RENEWAL {
+                sealed_nonces.renew();
+                *renewed = Instant::now();
+            }
             let value = sealed_live.counters().encode();
             (record::key(Table::Counters, 0, &[]).into(), Some(Arc::from(&value[..])))
         }));
@@ -333,6 +347,37 @@ impl Volume {
         Ok(self.epochs.sync()?)
     }
 
+    /// As [`Volume::sync`], and fails if anything of this inode could not be made durable since the
+    /// volume was opened.
+    ///
+    /// # Errors
+    /// If not everything of it is durable.
+    pub fn sync_file(&self, ino: u64) -> Result<(), Error> {
+        self.sync()?;
+        if self.epochs.has_lost(ino) { Err(epoch::Error::Lost.into()) } else { Ok(()) }
+    }
+
+    /// Repeats what a full disk refused after ending epochs, as long as that may give `slots` back.
+    /// The caller holds no record locks and no [`Change`].
+    fn with_space<T>(
+        &self,
+        slots: u64,
+        mut attempt: impl FnMut() -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        for _ in 0..EPOCHS_UNTIL_REUSE {
+            match attempt() {
+                Err(Error::NoSpace) => {}
+                done => return done,
+            }
+            match self.epochs.reclaim(slots) {
+                Ok(true) | Err(epoch::Error::Lost) => {}
+                Ok(false) => return Err(Error::NoSpace),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        attempt()
+    }
+
     /// Total and free space in 4 KiB pages, and inodes in use.
     pub fn space(&self) -> (u64, u64, u64) {
         let capacity = self.storage.capacity().unwrap_or_default();
@@ -340,6 +385,7 @@ impl Volume {
         let (used, backed_free) = self.epochs.space.usage();
         let reserve = self.epochs.space.reserve_total();
         let free = (capacity.free_bytes / page + backed_free).saturating_sub(reserve);
+        let free = if self.epochs.is_full() { 0 } else { free };
         let total = (capacity.total_bytes / page).max(used + free);
         (total, free, self.live.inodes.load(Ordering::Relaxed))
     }

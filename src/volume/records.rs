@@ -1,7 +1,7 @@
 //! Typed access to records.
 
-use super::{Error, INLINE_BYTES_MAX, Live, Volume};
-use crate::epoch;
+use super::{EPOCHS_UNTIL_REUSE, Error, INLINE_BYTES_MAX, Live, Volume};
+use crate::epoch::{self, CommitOptions};
 use crate::format::map::PageMap;
 use crate::format::record::{self, Entry, Inode, RecordError, Table};
 use crate::format::{RUN_PAGES, Slot};
@@ -25,7 +25,17 @@ impl Volume {
     /// # Errors
     /// `NoSpace` when the volume is full and `frees` is false; `Poisoned`; `ReadOnly`.
     pub fn change(&self, frees: bool) -> Result<Change<'_>, Error> {
-        Ok(Change { inner: self.epochs.change(frees)?, live: &self.live })
+        let inner = match self.epochs.change(frees) {
+            Err(epoch::Error::NoSpace) if self.epochs.reclaim(u64::MAX)? => {
+                // What was deleted a moment ago may be just what is missing.
+                for _ in 1..EPOCHS_UNTIL_REUSE {
+                    self.epochs.commit(&CommitOptions { force: true, ..Default::default() })?;
+                }
+                self.epochs.change(frees)?
+            }
+            change => change?,
+        };
+        Ok(Change { inner, live: &self.live })
     }
 
     /// The record of an inode.
@@ -66,6 +76,14 @@ impl Volume {
             }
         })?;
         if malformed { Err(RecordError("cookie").into()) } else { Ok(()) }
+    }
+
+    /// Finds out whether a new inode and its entry in `parent` can be stored: a damaged part of the
+    /// metadata takes nothing.
+    pub fn check_new(&self, ino: u64, parent: u64, cookie: u64) -> Result<(), Error> {
+        self.epochs.get(&record::key(Table::Inode, ino, &[]))?;
+        self.epochs.get(&record::key(Table::Cookie, parent, &cookie.to_be_bytes()))?;
+        Ok(())
     }
 
     /// Bytes kept inline: contents of a small file, the target of a symlink.
@@ -124,8 +142,7 @@ impl Volume {
         self.stored_map(ino, run)
     }
 
-    /// The page map of a run as it is stored, cut off or not: its pages count as allocated until it
-    /// is removed or replaced.
+    /// The stored map of a run, dead or not: its pages count as allocated until it goes.
     pub(super) fn stored_map(&self, ino: u64, run: u64) -> Result<PageMap, Error> {
         match self.epochs.get(&map_key(ino, run))? {
             Some(value) => Ok(PageMap::decode(self.cipher, &value)?),
@@ -240,6 +257,11 @@ impl Change<'_> {
         }
     }
 
+    /// Says that the change frees this many pages.
+    pub(super) fn note_freed(&mut self, pages: u64) {
+        self.inner.note_freed(pages);
+    }
+
     pub(super) fn refer_to(&mut self, runs: &[SlotRun]) {
         self.inner.refer_to(runs);
     }
@@ -263,16 +285,10 @@ fn xattr_key(ino: u64, name: &[u8], part: u16) -> Box<[u8]> {
     record::key(Table::Xattr, ino, &rest)
 }
 
-/// A key above all of an inode's in a table, and not above the next inode's. As short as it can be,
-/// like the separators of the tree's nodes: a longer bound would lead into the node behind, which
-/// costs a read and could be a damaged one.
+/// The smallest key above all of an inode's in a table.
 pub(super) fn after_owner(table: Table, ino: u64) -> Box<[u8]> {
     match ino.checked_add(1) {
-        Some(next) => {
-            let key = record::key(table, next, &[]);
-            let zeros = key.iter().rev().take_while(|byte| **byte == 0).count();
-            Box::from(&key[..key.len() - zeros])
-        }
+        Some(next) => record::key(table, next, &[]),
         None => Box::new([table as u8 + 1]),
     }
 }

@@ -19,7 +19,7 @@ use crate::format::node::Node;
 use crate::format::record::{self, Counters, Inode, Table};
 use crate::space::Class;
 use crate::tree::{self, Place, Visitor};
-use crate::volume::{COOKIE_FIRST, INO_FIRST, Volume};
+use crate::volume::{COOKIE_FIRST, INO_FIRST, Volume, cuts};
 use known::{Inodes, Known, Lost};
 use medium::Medium;
 use report::{Drafts, Subject};
@@ -73,6 +73,8 @@ struct Checker<'a> {
     /// Inodes marked as having no name, ascending.
     orphans: Vec<u64>,
     counters: Option<Counters>,
+    /// The last cut mark: its inode and its end.
+    last_cut: Option<(u64, u64)>,
     /// The largest cookie that an entry has.
     cookie_max: u64,
     /// The last table and owner that were reported as stray.
@@ -226,6 +228,7 @@ impl<'a> Checker<'a> {
             medium: Medium::new(volume),
             orphans,
             counters: None,
+            last_cut: None,
             cookie_max: 0,
             stray: None,
             names: names::State::default(),
@@ -257,7 +260,7 @@ impl<'a> Checker<'a> {
             // Opening decoded the bitmaps, or refused.
             t if t == Table::Space as u8 => {}
             t if t == Table::Orphan as u8 => self.orphan(owner, key, value),
-            t if t == Table::Cut as u8 => self.cut(owner, value),
+            t if t == Table::Cut as u8 => self.cut(owner, key, value),
             _ => self.malformed(table, owner, "key of an unknown table"),
         }
     }
@@ -319,22 +322,17 @@ impl<'a> Checker<'a> {
         self.owned(Table::Orphan, ino);
     }
 
-    fn cut(&mut self, ino: u64, value: &[u8]) {
+    fn cut(&mut self, ino: u64, key: &[u8], value: &[u8]) {
         if !self.owned(Table::Cut, ino) {
             return;
         }
-        let long = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("8 bytes"));
-        let mut end = None;
-        let mut sound = !value.is_empty() && value.len() % 16 == 0;
-        for pair in value.chunks_exact(16) {
-            let (from, to) = (long(&pair[..8]), long(&pair[8..]));
-            sound &= from < to && end.is_none_or(|end| end < from);
-            end = Some(to);
-        }
-        if !sound {
+        let range = cuts::decode(key, value);
+        let last = self.last_cut.filter(|(of, _)| *of == ino).map(|(_, end)| end);
+        if range.is_none_or(|(from, _)| last.is_some_and(|last| from <= last)) {
             let detail = "the marks of its cut-off pages are not ascending, separate ranges";
             self.drafts.add(Kind::Cut, Subject::Inode(ino), detail);
         }
+        self.last_cut = range.map(|(_, end)| (ino, end));
     }
 
     fn finish_counters(&mut self) {
