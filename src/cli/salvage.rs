@@ -144,7 +144,7 @@ impl Salvage<'_> {
         let mut buffer = Vec::new();
         let (mut at, mut lost) = (0, 0);
         while at < size {
-            // Where data starts cannot be known if the map is damaged: then it is read page by page.
+            // Where data starts cannot be known if the map is damaged: then pages are tried.
             at = match self.volume.seek(ino, at, true) {
                 Ok(Some(data)) => data,
                 Ok(None) => break,

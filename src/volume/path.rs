@@ -36,9 +36,9 @@ impl DamageLog {
 }
 
 impl Volume {
-    /// A path of an inode in the durable tree: absolute within the volume, bytes as names have them.
-    /// `None` if no name leads to it, or none that can be read. Goes through all names of the volume
-    /// for an inode that is no directory.
+    /// A path of an inode in the durable tree: absolute within the volume, bytes as names have
+    /// them. `None` if no name leads to it, or none that can be read. Goes through all names of the
+    /// volume for an inode that is no directory.
     pub fn path_of(&self, ino: u64) -> Option<Vec<u8>> {
         if ino == ROOT {
             return Some(b"/".to_vec());
@@ -59,8 +59,8 @@ impl Volume {
         Some(names.flat_map(|name| b"/".iter().chain(name).copied()).collect())
     }
 
-    /// The first name of an inode, in `parent` or, if that is not known, anywhere: from the listings,
-    /// or, where they are damaged, from the entries.
+    /// The first name of an inode, in `parent` or, if that is not known, anywhere: from the
+    /// listings, or, where they are damaged, from the entries.
     fn name_of(&self, ino: u64, parent: Option<u64>) -> Option<(u64, Vec<u8>)> {
         let bounds = |table: Table| match parent {
             Some(parent) => {

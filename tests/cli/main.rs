@@ -82,7 +82,8 @@ impl Scenario {
 
     /// `volume NAME`: an empty volume with one passphrase slot, which the file `correct` opens; the
     /// file `wrong` holds another passphrase. `lock NAME`: it is mounted elsewhere. `mkdir`,
-    /// `file NAME TEXT`, `edit NAME A B` (replace text in a file), `break NAME OFFSET` (flip a bit).
+    /// `file NAME TEXT`, `edit NAME A B` (replace text in a file), `break NAME OFFSET`
+    /// (flip a bit).
     fn prepare(&mut self, directive: &str) {
         let mut words = directive.splitn(3, ' ');
         let (verb, name) = (words.next().unwrap(), words.next().unwrap_or_default());

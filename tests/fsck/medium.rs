@@ -187,3 +187,14 @@ fn a_damaged_superblock_is_healable() {
         world.others_are_whole(&[]);
     }
 }
+
+#[test]
+fn without_the_space_delta_the_volume_can_still_be_read() {
+    let world = World::new(Cipher::Aes256Gcm);
+    let delta = world.open().epochs().delta_slots();
+    assert!(!delta.is_empty());
+    delta.iter().flatten().for_each(|slot| world.flip(*slot));
+    world.expect(true, &[(Kind::SpaceLost, "")]);
+    world.others_are_whole(&[]);
+    assert!(world.volumes.open(&world.storage).is_err(), "writing would overwrite what is there");
+}

@@ -15,6 +15,9 @@ use std::sync::Arc;
 
 const PAGE: u64 = PAGE_BYTES as u64;
 
+/// Inode and chunk, and the key, if it can be had.
+type ChunkKey = ((u64, u64), Option<Arc<PageKey>>);
+
 /// Where the walk is among contents.
 #[derive(Default)]
 pub(super) struct State {
@@ -24,8 +27,8 @@ pub(super) struct State {
     xattr: Option<(u64, Vec<u8>, u32, usize)>,
     /// The inode whose page maps are passing, and its pages so far.
     maps: Option<(u64, u64)>,
-    /// The chunk whose pages are passing, and its key, if it can be had.
-    key: Option<((u64, u64), Option<Arc<PageKey>>)>,
+    /// The chunk whose pages are passing.
+    key: Option<ChunkKey>,
     runs: u64,
     sealed: Vec<u8>,
 }

@@ -61,7 +61,7 @@ kinds! {
     NodeLost Lost,
     /// It is not known which slots are in use: the volume opens only for reading.
     SpaceLost Lost,
-    /// The record of an inode is in a lost node: it can be neither opened nor listed with attributes.
+    /// The record of an inode is in a lost node: it cannot be opened.
     InodeLost Lost,
     /// An entry is in a lost node: the name cannot be looked up.
     EntryLost Lost,

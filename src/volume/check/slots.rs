@@ -1,4 +1,5 @@
-//! Accounting for slots: what refers to each, against what the bitmaps say is used. Two bits a slot.
+//! Accounting for slots: what refers to each, against what the bitmaps say is used. Two bits for
+//! each slot.
 
 use crate::format::{SEGMENT_SLOTS, Slot};
 use crate::volume::Volume;
