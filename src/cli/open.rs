@@ -101,7 +101,10 @@ fn open_with(
     check_freshness(path, &pins, &keys, volume_id, report.sequence, generation, how)?;
     let control =
         Control { volume: volume.clone(), keys, pins, generation: generation.into(), _lock: lock };
-    Ok(OpenVolume { tree: Arc::new(VolumeTree::new(volume)), control: Arc::new(control) })
+    Ok(OpenVolume {
+        tree: Arc::new(VolumeTree::new(volume).discard_when_forgotten()),
+        control: Arc::new(control),
+    })
 }
 
 #[allow(clippy::too_many_arguments)]

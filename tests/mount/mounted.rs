@@ -41,6 +41,11 @@ impl Mounted {
         &self.mount
     }
 
+    /// Whether this is a volume of ours, and not a directory to try the tests on.
+    pub fn is_atrest(&self) -> bool {
+        self.is_atrest
+    }
+
     /// A path below it.
     pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
         self.mount.join(name)
@@ -108,4 +113,9 @@ impl Drop for Mounted {
             panic!("{} could not be unmounted", self.mount.display());
         }
     }
+}
+
+/// Whether these tests may do what only root may.
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
 }
