@@ -362,8 +362,8 @@ impl Epochs {
         let of_pages = self.open.lock().freed + self.deferred.waiting_of(Class::Data);
         let hopeful = if of_pages >= slots.max(1) {
             true
-        } else if self.deferred.waiting() > IDLE_SLOTS {
-            // Nodes, or too few pages: not for every operation that a full disk refuses.
+        } else if of_pages > 0 || self.deferred.waiting() > IDLE_SLOTS {
+            // Too few pages, or nodes: not for every operation that a full disk refuses.
             let mut last = self.last_reclaim.lock();
             let due = last.is_none_or(|last| last.elapsed() > RECLAIM_INTERVAL);
             if due {
