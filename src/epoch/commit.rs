@@ -300,8 +300,8 @@ impl Epochs {
         }
     }
 
-    /// Brings the stored bitmaps up to date: with the data that this epoch moved, and with the nodes
-    /// of the last one.
+    /// Brings the stored bitmaps up to date: with the data that this epoch moved, and with the
+    /// nodes of the last one.
     fn apply_bitmaps(
         &self,
         writer: &mut NodeWriter,
@@ -352,8 +352,8 @@ impl Epochs {
         }
     }
 
-    /// Ends an epoch if that may free `slots` slots for pages, or anything at all: what is freed can
-    /// be used again when the epoch that frees it and the next are durable. False if there is
+    /// Ends an epoch if that may free `slots` slots for pages, or anything at all: what is freed
+    /// can be used again when the epoch that frees it and the next are durable. False if there is
     /// nothing to hope for.
     ///
     /// # Errors
@@ -362,8 +362,8 @@ impl Epochs {
         let of_pages = self.open.lock().freed + self.deferred.waiting_of(Class::Data);
         let hopeful = if of_pages >= slots.max(1) {
             true
-        } else if self.deferred.waiting() > IDLE_SLOTS {
-            // Nodes, or too few pages: not for every operation that a full disk refuses.
+        } else if of_pages > 0 || self.deferred.waiting() > IDLE_SLOTS {
+            // Too few pages, or nodes: not for every operation that a full disk refuses.
             let mut last = self.last_reclaim.lock();
             let due = last.is_none_or(|last| last.elapsed() > RECLAIM_INTERVAL);
             if due {
@@ -397,8 +397,8 @@ impl Epochs {
     }
 }
 
-/// Writes the delta of this epoch's nodes. Also returns slots that were written and freed within the
-/// epoch, to which nothing durable refers.
+/// Writes the delta of this epoch's nodes. Also returns slots that were written and freed within
+/// the epoch, to which nothing durable refers.
 fn write_delta(
     writer: &mut NodeWriter,
     committer: &Committer,

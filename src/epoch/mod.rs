@@ -1,8 +1,8 @@
 //! The overlay over the tree, and the one protocol that makes it durable.
 //!
 //! Operations change only memory: the *open* epoch. Sealing makes it the *sealed* one in
-//! microseconds; [`Epochs::commit`] makes the sealed one *durable* while a new one is open. The order
-//! of syncs is argued in [`crate::manual::crash`].
+//! microseconds; [`Epochs::commit`] makes the sealed one *durable* while a new one is open. The
+//! order of syncs is argued in [`crate::manual::crash`].
 //!
 //! Lock order: `committer`, then `gate`, then a shard of the overlay or `open`.
 
@@ -263,8 +263,8 @@ impl Epochs {
         *self.on_pressure.lock() = Some(wake);
     }
 
-    /// Sets what is called while an epoch is sealed; the record it returns belongs to that epoch. It
-    /// must not take locks.
+    /// Sets what is called while an epoch is sealed; the record it returns belongs to that epoch.
+    /// It must not take locks.
     pub fn on_seal(&self, hook: Box<dyn Fn() -> (Key, Value) + Send>) {
         *self.on_seal.lock() = Some(hook);
     }

@@ -181,8 +181,8 @@ impl Epochs {
 }
 
 impl Epochs {
-    /// Makes segments that are missing anew, so that they can be written to; what they held is lost.
-    /// `existing` are those that are not.
+    /// Makes segments that are missing anew, so that they can be written to; what they held is
+    /// lost. `existing` are those that are not.
     fn restore_segments(&self, existing: &[u32]) -> Result<(), OpenError> {
         let op = "making a lost segment anew";
         for (segment, used) in self.space.segments() {

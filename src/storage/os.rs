@@ -69,6 +69,9 @@ impl OsStorage {
         if names_in(&directory)?.iter().any(|name| name != b"lost+found") {
             return Err(io::ErrorKind::DirectoryNotEmpty.into());
         }
+        // A volume never writes over what is still needed. Where the filesystem did the same once
+        // more, a full disk could not even be freed; see `manual::defaults`.
+        files::overwrite_in_place(&directory)?;
         nix::sys::stat::mkdirat(&directory, DATA_NAME, Mode::S_IRWXU)?;
         let storage = Self::from_directory(directory, false)?;
         storage.sync_directory()?;

@@ -2,7 +2,7 @@
 
 #![expect(
     unsafe_code,
-    reason = "sync_file_range(2), flock(2) and FIEMAP have no safe wrapper that fits"
+    reason = "sync_file_range(2), flock(2) and some ioctl(2) have no safe wrapper that fits"
 )]
 
 use nix::errno::Errno;
@@ -79,6 +79,32 @@ pub fn try_lock(file: impl AsFd, mode: LockMode) -> io::Result<bool> {
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// Lets the files that will be made in a directory of a btrfs be overwritten in place
+/// (`FS_NOCOW_FL`, as `chattr +C`); elsewhere does nothing.
+///
+/// # Errors
+/// Those of the system calls.
+pub fn overwrite_in_place(directory: impl AsFd) -> io::Result<()> {
+    /// `FS_NOCOW_FL` of linux/fs.h.
+    const NO_COPY_ON_WRITE: libc::c_int = 0x0080_0000;
+    let directory = directory.as_fd();
+    let filesystem = nix::sys::statfs::fstatfs(directory)?.filesystem_type();
+    if filesystem != nix::sys::statfs::BTRFS_SUPER_MAGIC {
+        return Ok(());
+    }
+    let mut flags: libc::c_int = 0;
+    // SAFETY: the kernel writes one int, whatever the request's name says; ioctl_iflags(2).
+    let result =
+        unsafe { libc::ioctl(directory.as_raw_fd(), libc::FS_IOC_GETFLAGS as _, &raw mut flags) };
+    Errno::result(result)?;
+    flags |= NO_COPY_ON_WRITE;
+    // SAFETY: the kernel reads one int; ioctl_iflags(2).
+    let result =
+        unsafe { libc::ioctl(directory.as_raw_fd(), libc::FS_IOC_SETFLAGS as _, &raw const flags) };
+    Errno::result(result)?;
+    Ok(())
 }
 
 /// `struct fiemap` of linux/fiemap.h with room for some extents.

@@ -30,8 +30,8 @@ pub(super) struct Placed {
 }
 
 impl Volume {
-    /// Reads up to `length` bytes at `offset` into `buffer`, whose content is replaced; short at the
-    /// end of the file.
+    /// Reads up to `length` bytes at `offset` into `buffer`, whose content is replaced; short at
+    /// the end of the file.
     ///
     /// # Errors
     /// [`Error::Damaged`] if a page of the range does not authenticate.
@@ -61,8 +61,8 @@ impl Volume {
         Ok(())
     }
 
-    /// Fills `buffer` with the content at `offset`; holes read as zeros. The caller holds the content
-    /// lock and knows that the file is paged.
+    /// Fills `buffer` with the content at `offset`; holes read as zeros. The caller holds the
+    /// content lock and knows that the file is paged.
     pub(super) fn read_pages(&self, ino: u64, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
         let _pin = self.epochs.pin();
         let last = (offset + buffer.len() as u64 - 1) / PAGE;
@@ -147,8 +147,8 @@ impl Volume {
         }
     }
 
-    /// Writes `data`, grows the size if needed, and applies `touch` to the record in the same change
-    /// (times, set-user-ID bits).
+    /// Writes `data`, grows the size if needed, and applies `touch` to the record in the same
+    /// change (times, set-user-ID bits).
     ///
     /// # Errors
     /// `NoSpace`, `TooLarge`, or what reading the rest of a partly written page gives.
@@ -388,8 +388,8 @@ impl Volume {
         Ok(Purpose::Overwrite)
     }
 
-    /// Makes placed pages the content of their range. `end` is where the write ended; the size grows
-    /// to it.
+    /// Makes placed pages the content of their range. `end` is where the write ended; the size
+    /// grows to it.
     pub(super) fn install(
         &self,
         ino: u64,
@@ -471,7 +471,8 @@ impl Volume {
     }
 }
 
-/// Where a page meets a buffer that starts at `offset`: from and to in the buffer, from in the page.
+/// Where a page meets a buffer that starts at `offset`: from and to in the buffer, from in the
+/// page.
 fn overlap(page: u64, offset: u64, length: usize) -> (usize, usize, usize) {
     let start = page * PAGE;
     let from = start.saturating_sub(offset) as usize;

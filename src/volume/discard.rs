@@ -8,9 +8,10 @@ use crate::format::RUN_PAGES;
 use crate::format::record::{self, Table};
 
 impl Volume {
-    /// Removes everything of an inode that is no longer open: record, contents, xattrs, orphan mark.
-    /// Large contents go in several changes, during which the inode must be marked as an orphan, so
-    /// that a crash in between does not leave it half removed. The caller holds no locks.
+    /// Removes everything of an inode that is no longer open: record, contents, xattrs, orphan
+    /// mark. Large contents go in several changes, during which the inode must be marked as an
+    /// orphan, so that a crash in between does not leave it half removed. The caller holds no
+    /// locks.
     ///
     /// # Errors
     /// If the metadata is damaged there; what was removed until then stays removed.

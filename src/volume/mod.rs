@@ -146,9 +146,9 @@ impl Live {
 /// # Locks, in this order
 /// 1. Content locks (striped, one inode at a time), inside content operations: shared by reads and
 ///    by writes of whole pages, alone for everything else that changes contents.
-/// 2. [`Volume::lock_inodes`] (striped mutexes over inode records), taken in one call for all inodes
-///    that an operation changes. Content operations ([`Volume::write`], [`Volume::truncate`], …)
-///    take theirs themselves and must not be called with any held.
+/// 2. [`Volume::lock_inodes`] (striped mutexes over inode records), taken in one call for all
+///    inodes that an operation changes. Content operations ([`Volume::write`],
+///    [`Volume::truncate`], …) take theirs themselves and must not be called with any held.
 /// 3. A [`Change`] ([`Volume::change`]): everything put through one `Change` becomes durable
 ///    together. It blocks the end of an epoch, so no content operation and no waiting while it
 ///    lives.
@@ -296,7 +296,8 @@ impl Volume {
     }
 
     /// Replaces `atrest.json`. The superblock names the new content before it is there, so that a
-    /// crash at any point leaves a configuration that it knows. `bytes` were verified by the caller.
+    /// crash at any point leaves a configuration that it knows. `bytes` were verified by the
+    /// caller.
     ///
     /// # Errors
     /// If the storage fails.

@@ -11,6 +11,8 @@ use std::sync::atomic::Ordering;
 
 /// Longer values are stored in parts of this many bytes.
 pub(super) const PART_BYTES: usize = INLINE_BYTES_MAX as usize;
+/// Freed slots for which epochs are ended at once when a full disk refuses an operation.
+const WORTH_AN_EPOCH_SLOTS: u64 = 256;
 
 /// A set of record changes that become durable together. Puts do not fail.
 pub struct Change<'a> {
@@ -26,7 +28,7 @@ impl Volume {
     /// `NoSpace` when the volume is full and `frees` is false; `Poisoned`; `ReadOnly`.
     pub fn change(&self, frees: bool) -> Result<Change<'_>, Error> {
         let inner = match self.epochs.change(frees) {
-            Err(epoch::Error::NoSpace) if self.epochs.reclaim(u64::MAX)? => {
+            Err(epoch::Error::NoSpace) if self.epochs.reclaim(WORTH_AN_EPOCH_SLOTS)? => {
                 // What was deleted a moment ago may be just what is missing.
                 for _ in 1..EPOCHS_UNTIL_REUSE {
                     self.epochs.commit(&CommitOptions { force: true, ..Default::default() })?;
@@ -200,7 +202,8 @@ impl Change<'_> {
         self.delete(record::key(Table::Inline, ino, &0u16.to_be_bytes()));
     }
 
-    /// Stores an extended attribute; `old_bytes` is the length of the value that it replaces, if any.
+    /// Stores an extended attribute; `old_bytes` is the length of the value that it replaces, if
+    /// any.
     pub fn put_xattr(&mut self, ino: u64, name: &[u8], value: &[u8], old_bytes: Option<usize>) {
         let parts = parts(value.len());
         for part in 0..parts {

@@ -1,5 +1,5 @@
-//! Power cuts while a volume is used: whatever of the unsynced writes reaches the disk, opening finds
-//! exactly the state of the last durable epoch, or of the one that was being made durable.
+//! Power cuts while a volume is used: whatever of the unsynced writes reaches the disk, opening
+//! finds exactly the state of the last durable epoch, or of the one that was being made durable.
 //!
 //! Each script works on the real filesystem over the simulated disk. Before every sync it records
 //! what the whole tree looks like; a mark says that the sync returned.

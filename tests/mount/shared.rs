@@ -115,7 +115,8 @@ fn direct_writes_and_reads_meet_buffered_ones() {
     assert_eq!(&read[131_072..131_078], b"againd");
 }
 
-/// `git`, `apt` and databases rely on it: a program runs from the mount, and cannot be written then.
+/// `git`, `apt` and databases rely on it: a program runs from the mount, and cannot be written
+/// then.
 #[test]
 fn programs_run_and_are_busy_meanwhile() {
     let mounted = Mounted::new();
