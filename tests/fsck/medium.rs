@@ -189,11 +189,17 @@ fn a_damaged_superblock_is_healable() {
 }
 
 #[test]
-fn without_the_space_delta_the_volume_can_still_be_read() {
+fn without_the_space_delta_the_older_state_is_checked_and_then_what_is_left() {
     let world = World::new(Cipher::Aes256Gcm);
-    let delta = world.open().epochs().delta_slots();
-    assert!(!delta.is_empty());
-    delta.iter().flatten().for_each(|slot| world.flip(*slot));
+    let lose_delta = || {
+        let delta = world.open().epochs().delta_slots();
+        assert!(!delta.is_empty());
+        delta.iter().flatten().for_each(|slot| world.flip(*slot));
+    };
+    lose_delta();
+    world.expect(true, &[(Kind::NewestLost, "")]);
+    world.others_are_whole(&[]);
+    lose_delta();
     world.expect(true, &[(Kind::SpaceLost, "")]);
     world.others_are_whole(&[]);
     assert!(world.volumes.open(&world.storage).is_err(), "writing would overwrite what is there");

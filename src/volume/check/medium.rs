@@ -43,6 +43,15 @@ impl Checker<'_> {
                 self.drafts.add(Kind::SuperblockReplayed, Subject::Volume, detail);
             }
         }
+        let newest = superblocks.iter().flatten().map(|superblock| superblock.sequence).max();
+        if let Some(newest) = newest.filter(|&newest| newest > self.report.sequence) {
+            let opened = self.report.sequence;
+            let detail = format!(
+                "the newest state, sequence {newest}, has lost its root or its space bitmaps; \
+                 state {opened} was checked instead, and is what a mount goes on from"
+            );
+            self.drafts.add(Kind::NewestLost, Subject::Volume, detail);
+        }
         for (name, superblock) in ["super.a", "super.b"].into_iter().zip(&superblocks) {
             if let Err(error) = superblock {
                 let detail = format!("{name} cannot be used: {error}");

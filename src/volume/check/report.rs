@@ -53,6 +53,8 @@ kinds! {
     SuperblockReplayed Healable,
     /// One copy of a tree node does not authenticate.
     NodeCopy Healable,
+    /// The newest state cannot be opened; the one before it was checked.
+    NewestLost Lost,
     /// A segment that holds something is missing.
     SegmentMissing Lost,
     /// A segment that holds something is too short.
