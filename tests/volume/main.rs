@@ -3,6 +3,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod fsync;
 
 use atrest::crypto::Cipher;
 use atrest::format::record::{Inode, Timestamp};
