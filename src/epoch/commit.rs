@@ -3,20 +3,24 @@
 use super::delta::{self, Delta};
 use super::nodes::NodeWriter;
 use super::{Committer, Epochs, Error, OpenData, slots_of, superblocks};
-use crate::format::Slot;
 use crate::format::record::{self, Table};
 use crate::format::superblock::Superblock;
-use crate::space::{PIECE_BYTES, runs_of};
+use crate::format::{NodePointer, Slot};
+use crate::space::{Class, PIECE_BYTES, is_full, runs_of};
 use crate::storage::FileId;
 use crate::tree::{self, Change, Root};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Freed slots that may stay behind when a volume is idle: an epoch's own nodes.
 const IDLE_SLOTS: u64 = 64;
+/// Least time between epochs that are ended only in the hope for a few slots.
+const RECLAIM_INTERVAL: Duration = Duration::from_secs(1);
+/// Inodes that are named when changes are lost.
+const LOST_SHOWN: usize = 20;
 
 /// What a commit writes besides the records.
 #[derive(Default, Clone)]
@@ -36,11 +40,24 @@ struct Moves {
     cleared: Vec<Slot>,
 }
 
+/// A new tree in free slots, to which no superblock refers yet.
+struct Built {
+    root: Option<Root>,
+    moves: Moves,
+    delta: Delta,
+    delta_pointer: Option<NodePointer>,
+    /// Slots that were written and freed while the tree was built.
+    transient: Vec<Slot>,
+    segments: BTreeSet<u32>,
+}
+
 impl Epochs {
     /// Returns when every change made before the call is durable.
     ///
     /// # Errors
     /// [`Error::Poisoned`] if that cannot be; the volume then has to be opened again.
+    /// [`Error::NoSpace`] if it cannot be now: everything stays in memory, and the next attempt may
+    /// succeed. [`Error::Lost`] if everything is durable but what belongs into a damaged node.
     pub fn sync(&self) -> Result<(), Error> {
         let open = *self.gate.read();
         self.commit_through(open)
@@ -51,7 +68,7 @@ impl Epochs {
         // Everyone who waits here while one commit runs is served by the next one.
         let mut committer = self.committer.lock();
         if self.durable() >= number {
-            return Ok(());
+            return if committer.lossy == number { Err(Error::Lost) } else { Ok(()) };
         }
         self.commit_locked(&mut committer, &CommitOptions::default())
     }
@@ -85,9 +102,22 @@ impl Epochs {
         }
         let (number, sealed) = self.seal();
         match self.make_durable(committer, number, &sealed, options) {
+            Ok(()) if committer.lossy == number => Err(Error::Lost),
             Ok(()) => Ok(()),
+            Err(error) if is_no_space(&error) => {
+                self.unseal(sealed);
+                self.set_full(true);
+                Err(Error::NoSpace)
+            }
             Err(error) => Err(self.poison(error)),
         }
+    }
+
+    /// The sealed epoch could not be written and becomes a part of the open one again.
+    fn unseal(&self, sealed: OpenData) {
+        let _gate = self.gate.write();
+        self.overlay.unseal();
+        self.open.lock().merge(sealed);
     }
 
     /// Step 1: the open epoch becomes the sealed one.
@@ -118,38 +148,115 @@ impl Epochs {
         self.sync_segments(&sealed.segments)?;
 
         // 3. The new tree, in free slots.
-        let mut writer = NodeWriter::new(&self.nodes, &self.space, self.keys.current_epoch())
-            .ok_or_else(|| storage_error("seal", io::Error::other("no metadata key")))?;
-        let mut moves = Moves::default();
-        let root = self.apply_records(&mut writer, &mut moves)?;
-        let root = self.apply_bitmaps(&mut writer, committer, &moves, root)?;
-        let (new_delta, pointer, transient) = write_delta(&mut writer, committer)?;
-        writer.finish()?;
+        let built = self.build(committer, number)?;
 
         // 4. The tree is on disk before a superblock refers to it.
-        let segments: BTreeSet<u32> =
-            writer.written.iter().flatten().map(|slot| slot.segment()).collect();
-        self.sync_segments(&segments)?;
+        self.sync_segments(&built.segments)?;
 
         // 5. The superblock.
-        let superblock = next_superblock(&committer.superblock, number, root, pointer, options);
+        let superblock =
+            next_superblock(&committer.superblock, built.root, built.delta_pointer, options);
         superblocks::write(&*self.storage, &self.keys, self.volume_id, &superblock)
             .map_err(|source| storage_error("superblock", source))?;
 
         // The epoch is durable: show it, and let go of what it replaced.
-        *self.root.write() = root;
+        *self.root.write() = built.root;
         self.overlay.clear_sealed();
         self.durable.store(number, Ordering::Release);
-        let mut freed = moves.cleared;
-        freed.extend(slots_of(&new_delta.freed));
+        let mut freed = built.moves.cleared;
+        freed.extend(slots_of(&built.delta.freed));
         self.deferred.push(number, runs_of(freed));
-        let mut never_durable = transient;
+        let mut never_durable = built.transient;
         never_durable.extend(slots_of(&sealed.runs).filter(|&s| !committer.bitmaps.is_used(s)));
         self.deferred.push_until(number, runs_of(never_durable));
-        committer.delta = new_delta;
+        committer.delta = built.delta;
         committer.superblock = superblock;
         self.reuse(number);
         Ok(())
+    }
+
+    /// Step 3: writes the new tree. What fails leaves nothing behind; changes that belong into a
+    /// damaged node are given up, and the others tried again.
+    fn build(&self, committer: &mut Committer, number: u64) -> Result<Built, Error> {
+        let mut batch = self.overlay.sealed_batch();
+        loop {
+            let mut writer =
+                NodeWriter::new(&self.nodes, &self.space, self.keys.current_epoch())
+                    .ok_or_else(|| storage_error("seal", io::Error::other("no metadata key")))?;
+            let mut flips = Vec::new();
+            let error = match self.build_once(&mut writer, committer, &batch, &mut flips) {
+                Ok(built) => return Ok(built),
+                Err(error) => error,
+            };
+            writer.abandon();
+            for &(slot, used) in flips.iter().rev() {
+                committer.bitmaps.set(slot, !used);
+            }
+            let lost = match &error {
+                Error::Tree(
+                    tree::Error::Damaged(pointer) | tree::Error::Malformed { pointer, .. },
+                ) => self.give_up_below(pointer, &mut batch),
+                _ => 0,
+            };
+            if lost == 0 {
+                return Err(error);
+            }
+            committer.lossy = number;
+        }
+    }
+
+    fn build_once(
+        &self,
+        writer: &mut NodeWriter,
+        committer: &mut Committer,
+        batch: &[Change],
+        flips: &mut Vec<(Slot, bool)>,
+    ) -> Result<Built, Error> {
+        let mut moves = Moves::default();
+        let root = self.apply_records(writer, batch, &mut moves)?;
+        let root = self.apply_bitmaps(writer, committer, &moves, root, flips)?;
+        let (delta, delta_pointer, transient) = write_delta(writer, committer)?;
+        writer.finish()?;
+        let segments = writer.written.iter().flatten().map(|slot| slot.segment()).collect();
+        Ok(Built { root, moves, delta, delta_pointer, transient, segments })
+    }
+
+    /// Removes from `batch` what belongs at or below a node that cannot be read: nobody knows what
+    /// else is there, so the node stays as it is. Says so, and returns how many changes that were.
+    fn give_up_below(&self, pointer: &NodePointer, batch: &mut Vec<Change>) -> usize {
+        let root = *self.root.read();
+        let mut search = KeyRange { pointer, batch, found: None };
+        tree::walk(&self.nodes, root.as_ref(), &mut search);
+        let Some((from, to)) = search.found else { return 0 };
+        let is_below = |key: &[u8]| *key >= *from && to.as_deref().is_none_or(|to| key < to);
+        let mut owners = BTreeSet::new();
+        let before = batch.len();
+        batch.retain(|change| {
+            let below = is_below(&change.key);
+            if below {
+                owners.insert(record::owner(&change.key));
+            }
+            !below
+        });
+        let lost = before - batch.len();
+        let shown: Vec<String> = owners.iter().take(LOST_SHOWN).map(u64::to_string).collect();
+        let more = if owners.len() > LOST_SHOWN { " and others" } else { "" };
+        log::error!(
+            "{lost} changes are lost: they belong into a damaged tree node, in slots {} and {}; they \
+             are of inodes {}{more}. Run `atrest fsck` to see what it held",
+            pointer.slots[0].0,
+            pointer.slots[1].0,
+            shown.join(", ")
+        );
+        self.nodes.damage.changes_lost.fetch_add(lost as u64, Ordering::Relaxed);
+        self.lost.lock().extend(owners);
+        lost
+    }
+
+    /// Whether a change of this inode could not be made durable.
+    pub fn has_lost(&self, ino: u64) -> bool {
+        self.nodes.damage.changes_lost.load(Ordering::Relaxed) > 0
+            && self.lost.lock().contains(&ino)
     }
 
     /// Syncs segments, and the directory if one of them is new.
@@ -168,13 +275,13 @@ impl Epochs {
     fn apply_records(
         &self,
         writer: &mut NodeWriter,
+        batch: &[Change],
         moves: &mut Moves,
     ) -> Result<Option<Root>, Error> {
-        let batch = self.overlay.sealed_batch();
         let old_root = *self.root.read();
         let mut malformed = None;
         let (mut before, mut after) = (Vec::new(), Vec::new());
-        let root = tree::apply(writer, old_root, &batch, &mut |key, old, new| {
+        let root = tree::apply(writer, old_root, batch, &mut |key, old, new| {
             before.clear();
             after.clear();
             for (value, slots) in [(old, &mut before), (new, &mut after)] {
@@ -201,14 +308,16 @@ impl Epochs {
         committer: &mut Committer,
         moves: &Moves,
         root: Option<Root>,
+        flips: &mut Vec<(Slot, bool)>,
     ) -> Result<Option<Root>, Error> {
         let mut contradiction = None;
-        let delta = std::mem::take(&mut committer.delta.used);
-        let freed = std::mem::take(&mut committer.delta.freed);
-        let clear = slots_of(&freed).chain(moves.cleared.iter().copied()).map(|slot| (slot, false));
-        let set = slots_of(&delta).chain(moves.set.iter().copied()).map(|slot| (slot, true));
+        let Delta { used, freed, .. } = &committer.delta;
+        let clear = slots_of(freed).chain(moves.cleared.iter().copied()).map(|slot| (slot, false));
+        let set = slots_of(used).chain(moves.set.iter().copied()).map(|slot| (slot, true));
         for (slot, used) in clear.chain(set) {
-            if !committer.bitmaps.set(slot, used) {
+            if committer.bitmaps.set(slot, used) {
+                flips.push((slot, used));
+            } else {
                 contradiction = Some((slot, used));
             }
         }
@@ -231,14 +340,43 @@ impl Epochs {
         let runs = self.deferred.take_reusable(durable);
         self.space.release(&runs);
         self.space.punch_near(&runs);
-        let filled = self.space.fill_reserve();
-        let full = filled.is_err();
+        self.set_full(self.space.fill_reserve().is_err());
+    }
+
+    fn set_full(&self, full: bool) {
         if full != self.full.swap(full, Ordering::Relaxed) {
-            match filled {
-                Err(_) => log::warn!("the disk under the volume is full: new files are refused"),
-                Ok(()) => log::info!("the disk under the volume has space again"),
+            match full {
+                true => log::warn!("the disk under the volume is full: new files are refused"),
+                false => log::info!("the disk under the volume has space again"),
             }
         }
+    }
+
+    /// Ends an epoch if that may free `slots` slots for pages, or anything at all: what is freed can
+    /// be used again when the epoch that frees it and the next are durable. False if there is
+    /// nothing to hope for.
+    ///
+    /// # Errors
+    /// As [`Epochs::sync`].
+    pub fn reclaim(&self, slots: u64) -> Result<bool, Error> {
+        let of_pages = self.open.lock().freed + self.deferred.waiting_of(Class::Data);
+        let hopeful = if of_pages >= slots.max(1) {
+            true
+        } else if self.deferred.waiting() > IDLE_SLOTS {
+            // Nodes, or too few pages: not for every operation that a full disk refuses.
+            let mut last = self.last_reclaim.lock();
+            let due = last.is_none_or(|last| last.elapsed() > RECLAIM_INTERVAL);
+            if due {
+                *last = Some(Instant::now());
+            }
+            due
+        } else {
+            false
+        };
+        if hopeful {
+            self.commit(&CommitOptions { force: true, ..CommitOptions::default() })?;
+        }
+        Ok(hopeful)
     }
 
     /// Stops all writing until the volume is opened again.
@@ -264,7 +402,7 @@ impl Epochs {
 fn write_delta(
     writer: &mut NodeWriter,
     committer: &Committer,
-) -> Result<(Delta, Option<crate::format::NodePointer>, Vec<Slot>), Error> {
+) -> Result<(Delta, Option<NodePointer>, Vec<Slot>), Error> {
     let mut used: BTreeMap<Slot, ()> =
         writer.written.iter().flatten().map(|&slot| (slot, ())).collect();
     let mut freed: Vec<Slot> = committer.delta.chain.iter().flatten().copied().collect();
@@ -278,16 +416,17 @@ fn write_delta(
 
 fn next_superblock(
     last: &Superblock,
-    number: u64,
     root: Option<Root>,
-    delta: Option<crate::format::NodePointer>,
+    delta: Option<NodePointer>,
     options: &CommitOptions,
 ) -> Superblock {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let (config_digest, config_digest_next) =
         options.config.unwrap_or((last.config_digest, last.config_digest_next));
     Superblock {
-        sequence: number,
+        // Not the epoch's number: an epoch that could not be written leaves a gap there, and here
+        // it would make the newest superblock the one that is overwritten.
+        sequence: last.sequence + 1,
         root: root.map(|root| (root.pointer, root.level)),
         delta,
         clean: options.clean,
@@ -304,6 +443,40 @@ fn space_change(segment: u32, piece: u8, bits: Option<[u8; PIECE_BYTES]>) -> Cha
 /// Key of a stored piece of a bitmap.
 pub(super) fn space_key(segment: u32, piece: u8) -> Box<[u8]> {
     record::key(Table::Space, u64::from(segment), &[piece])
+}
+
+/// Finds the keys that belong at or below a node.
+struct KeyRange<'a> {
+    pointer: &'a NodePointer,
+    /// The node is on the way to one of these.
+    batch: &'a [Change],
+    found: Option<(Vec<u8>, Option<Vec<u8>>)>,
+}
+
+impl tree::Visitor for KeyRange<'_> {
+    fn enter(&mut self, place: tree::Place<'_>) -> bool {
+        if place.pointer == self.pointer {
+            self.found = Some((place.from.to_vec(), place.to.map(<[u8]>::to_vec)));
+        }
+        let first = self.batch.partition_point(|change| *change.key < *place.from);
+        let below = |change: &Change| place.to.is_none_or(|to| *change.key < *to);
+        self.found.is_none() && place.level > 0 && self.batch.get(first).is_some_and(below)
+    }
+
+    fn node(&mut self, _: tree::Place<'_>, _: &crate::format::node::Node) {}
+
+    fn damaged(&mut self, _: tree::Place<'_>, _: &tree::Error) {}
+}
+
+/// Whether an epoch could not be written because the disk is full; what was synced before is not
+/// concerned then.
+fn is_no_space(error: &Error) -> bool {
+    match error {
+        Error::NoSpace | Error::Tree(tree::Error::NoSpace) => true,
+        // A sync that failed may have dropped what it was to write, whatever the reason.
+        Error::Tree(tree::Error::Storage { op, source }) => *op != "sync" && is_full(source),
+        _ => false,
+    }
 }
 
 pub(super) fn storage_error(op: &'static str, source: io::Error) -> Error {

@@ -34,6 +34,7 @@ use std::collections::BTreeSet;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 /// Data of the open epoch above which it is sealed without waiting for the timer, in bytes.
 pub const DATA_BYTES_SOFT: u64 = 256 << 20;
@@ -60,6 +61,9 @@ pub enum Error {
     /// An earlier failure stopped all writing until the volume is opened again.
     #[error("writing stopped after an earlier error: {0}")]
     Poisoned(Arc<str>),
+    /// Everything is durable but changes that belong into a damaged node, which are lost.
+    #[error("changes were lost: they belong into a damaged part of the volume's metadata")]
+    Lost,
     /// The volume was opened for reading only.
     #[error("the volume is open read-only")]
     ReadOnly,
@@ -90,6 +94,17 @@ struct OpenData {
     runs: Vec<SlotRun>,
     segments: BTreeSet<u32>,
     bytes: u64,
+    /// Pages that its changes no longer refer to.
+    freed: u64,
+}
+
+impl OpenData {
+    fn merge(&mut self, other: Self) {
+        self.runs.extend(other.runs);
+        self.segments.extend(other.segments);
+        self.bytes += other.bytes;
+        self.freed += other.freed;
+    }
 }
 
 /// State that only the thread that ends an epoch touches.
@@ -98,6 +113,8 @@ struct Committer {
     /// Changes of the last durable epoch's nodes, not yet in `bitmaps`.
     delta: Delta,
     superblock: Superblock,
+    /// The last epoch of which changes were lost.
+    lossy: u64,
 }
 
 /// The engine under a volume: records in, durable tree out.
@@ -119,9 +136,14 @@ pub struct Epochs {
     durable: AtomicU64,
     /// The reserve could not be filled: only work that frees space is accepted.
     full: AtomicBool,
+    last_reclaim: Mutex<Option<Instant>>,
+    /// Owners of changes that were lost to damaged nodes.
+    lost: Mutex<BTreeSet<u64>>,
     poisoned: Mutex<Option<Arc<str>>>,
     is_poisoned: AtomicBool,
     read_only: bool,
+    /// Why it is not known which slots are in use, if the volume was opened read-only without.
+    space_damage: Option<String>,
     /// Called when the open epoch is large enough to be sealed at once.
     on_pressure: Mutex<Option<Box<dyn Fn() + Send>>>,
     pressed: AtomicBool,
@@ -161,6 +183,13 @@ impl Change<'_> {
     }
 }
 
+impl Change<'_> {
+    /// Says that records changed so that they no longer refer to this many slots.
+    pub fn note_freed(&mut self, slots: u64) {
+        self.epochs.open.lock().freed += slots;
+    }
+}
+
 impl Drop for Change<'_> {
     fn drop(&mut self) {
         self.epochs.notice_pressure();
@@ -178,7 +207,12 @@ impl Epochs {
         if self.full.load(Ordering::Relaxed) && !frees {
             return Err(Error::NoSpace);
         }
-        self.throttle()?;
+        match self.throttle() {
+            // What frees may be what makes the next attempt succeed; and what was lost is not this.
+            Err(Error::NoSpace) if frees => {}
+            Err(Error::Lost) => {}
+            throttled => throttled?,
+        }
         Ok(Change { epochs: self, _gate: self.gate.read() })
     }
 
@@ -204,8 +238,9 @@ impl Epochs {
     fn throttle(&self) -> Result<(), Error> {
         let (records, bytes) = self.overlay.size();
         let data = self.open.lock().bytes;
-        let nodes = records as u64 * NODES_PER_RECORD;
-        let tight = nodes > 64 && nodes * 2 > self.space.nodes_backed();
+        // Both copies of twice the nodes that the records may need: for this epoch and the next.
+        let nodes = records as u64 * NODES_PER_RECORD * 2;
+        let tight = nodes > self.space.nodes_backed() && self.space.back_nodes(nodes).is_err();
         if bytes > OVERLAY_BYTES_HARD || data > DATA_BYTES_HARD || tight {
             let open = *self.gate.read();
             self.commit_through(open)?;
@@ -386,9 +421,25 @@ impl Epochs {
         slots_of(&committer.delta.used).for_each(visit);
     }
 
+    /// Slots that were freed and wait before they may be used again.
+    pub fn deferred_slots(&self) -> u64 {
+        self.deferred.waiting()
+    }
+
+    /// Why it is not known which slots are in use. A volume of which that is so opens only for
+    /// reading.
+    pub fn space_damage(&self) -> Option<&str> {
+        self.space_damage.as_deref()
+    }
+
     /// Slots of the delta chain, for `fsck`.
     pub fn delta_slots(&self) -> Vec<[crate::format::Slot; 2]> {
         self.committer.lock().delta.chain.clone()
+    }
+
+    /// Both superblocks as they are on disk: `super.a`, then `super.b`; for `fsck` and `inspect`.
+    pub fn superblocks(&self) -> [Result<Superblock, Refused>; 2] {
+        superblocks::read_both(&*self.storage, &self.keys, self.volume_id)
     }
 
     /// The newest durable superblock.

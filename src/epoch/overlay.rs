@@ -115,6 +115,25 @@ impl Overlay {
         self.bytes.store(0, Ordering::Relaxed);
     }
 
+    /// Makes the sealed epoch a part of the open one again. The caller holds the gate alone.
+    pub(super) fn unseal(&self) {
+        let (mut records, mut bytes) = (0, 0);
+        for shard in &self.shards {
+            let mut shard = shard.write();
+            let sealed = std::mem::take(&mut shard.sealed);
+            for (key, value) in sealed.iter() {
+                shard.open.entry(key.clone()).or_insert_with(|| value.clone());
+            }
+            records += shard.open.len();
+            let cost = |(key, value): (&Key, &Value)| {
+                RECORD_OVERHEAD + key.len() + value.as_ref().map_or(0, |value| value.len())
+            };
+            bytes += shard.open.iter().map(cost).sum::<usize>();
+        }
+        self.records.store(records, Ordering::Relaxed);
+        self.bytes.store(bytes, Ordering::Relaxed);
+    }
+
     /// The sealed epoch's changes, in key order.
     pub(super) fn sealed_batch(&self) -> Vec<tree::Change> {
         let mut batch = Vec::new();

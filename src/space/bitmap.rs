@@ -119,6 +119,16 @@ impl Segment {
         Self::for_words(first, count, |word, mask| self.backed[word] |= mask);
     }
 
+    /// Learns that slots have blocks; returns how many of them are free and were not known to.
+    pub(super) fn learn_backed(&mut self, first: u32, count: u32) -> u32 {
+        let mut learnt = 0;
+        Self::for_words(first, count, |word, mask| {
+            learnt += (mask & !self.used[word] & !self.backed[word]).count_ones();
+            self.backed[word] |= mask;
+        });
+        learnt
+    }
+
     /// Marks used slots as not backed.
     pub(super) fn clear_backed(&mut self, first: u32, count: u32) {
         Self::for_words(first, count, |word, mask| self.backed[word] &= !mask);

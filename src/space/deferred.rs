@@ -4,7 +4,7 @@
 //! either superblock opens a whole tree, and when nobody who looked a slot up before it was freed
 //! may still read it.
 
-use super::SlotRun;
+use super::{Class, SlotRun};
 use parking_lot::RwLock;
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
@@ -80,6 +80,14 @@ impl Deferred {
             !ready
         });
         reusable
+    }
+
+    /// Slots of a class that wait.
+    pub fn waiting_of(&self, class: Class) -> u64 {
+        let state = self.state.lock();
+        let runs = state.batches.iter().flat_map(|batch| &batch.runs);
+        let of_class = runs.filter(|run| Class::of(run.first.segment()) == class);
+        of_class.map(|run| u64::from(run.count)).sum()
     }
 
     /// Slots that wait.

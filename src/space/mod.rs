@@ -78,8 +78,8 @@ pub enum SpaceError {
     Storage(#[from] io::Error),
 }
 
-/// Slots in one allocation step of backed space: 8 MiB.
-const BACKING_STEP: u32 = 2048;
+/// Slots in one allocation step of backed space, at most: 8 MiB.
+const BACKING_STEP_MAX: u64 = 2048;
 /// Free, backed runs of this many slots (1 MiB, aligned) are given back to the disk.
 const PUNCH_SLOTS: u32 = 256;
 
@@ -146,7 +146,12 @@ impl Space {
                     missing -= run.count;
                     runs.push(run);
                 }
-                None => self.add_segment(&mut inner, class)?,
+                None => {
+                    if let Err(error) = self.add_segment(&mut inner, class) {
+                        runs.into_iter().for_each(|run| inner.give_back(run));
+                        return Err(error);
+                    }
+                }
             }
         }
         Ok(runs)
@@ -167,7 +172,7 @@ impl Space {
         let mut inner = self.inner.lock();
         if inner.classes[class as usize].backed_free < keep + u64::from(count) {
             // Ask for more than is needed, so that the next allocations find it.
-            let step = count.max(BACKING_STEP);
+            let step = count.max(self.backing_step());
             if self.back(&mut inner, class, step).is_err()
                 && inner.classes[class as usize].backed_free < keep + u64::from(count)
             {
@@ -197,10 +202,73 @@ impl Space {
         let mut inner = self.inner.lock();
         for class in [Class::NodeA, Class::NodeB, Class::Data] {
             while inner.classes[class as usize].backed_free < self.reserve {
-                self.back(&mut inner, class, BACKING_STEP)?;
+                if self.back(&mut inner, class, self.backing_step()).is_err() {
+                    let missing =
+                        self.reserve.saturating_sub(inner.classes[class as usize].backed_free);
+                    self.back(&mut inner, class, u32::try_from(missing).unwrap_or(u32::MAX))?;
+                }
             }
         }
         Ok(())
+    }
+
+    /// Makes sure that `count` nodes can be written without asking the disk for more.
+    ///
+    /// # Errors
+    /// [`SpaceError::NoSpace`] when the disk cannot give them.
+    pub fn back_nodes(&self, count: u64) -> Result<(), SpaceError> {
+        let mut inner = self.inner.lock();
+        for class in [Class::NodeA, Class::NodeB] {
+            while inner.classes[class as usize].backed_free < count {
+                self.back(&mut inner, class, self.backing_step())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Slots that get blocks in one step: few where the disk is small.
+    fn backing_step(&self) -> u32 {
+        u32::try_from(self.reserve.min(BACKING_STEP_MAX)).expect("at most 2048")
+    }
+
+    /// Learns which free slots have blocks from before the volume was opened. What cannot be found
+    /// out only costs space.
+    pub fn learn_backed(&self) {
+        let mut inner = self.inner.lock();
+        let Inner { segments, classes, .. } = &mut *inner;
+        for (&number, segment) in segments {
+            let ranges = self.storage.allocated(FileId::Segment(number)).unwrap_or_default();
+            let page = PAGE_BYTES as u64;
+            for range in ranges {
+                let first = range.start.div_ceil(page).min(SEGMENT_SLOTS);
+                let end = (range.end / page).min(SEGMENT_SLOTS);
+                if first < end {
+                    let learnt = segment.learn_backed(first as u32, (end - first) as u32);
+                    classes[Class::of(number) as usize].backed_free += u64::from(learnt);
+                }
+            }
+        }
+    }
+
+    /// Gives blocks back that free slots have from before the volume was opened, of which nothing is
+    /// known. Failures only cost space.
+    pub fn punch_unbacked(&self) {
+        let mut inner = self.inner.lock();
+        let numbers: Vec<u32> = inner.segments.keys().copied().collect();
+        for number in numbers {
+            let mut from = 0;
+            let all = SEGMENT_SLOTS as u32;
+            while let Some((first, count)) =
+                inner.segments.get(&number).and_then(|s| s.find(from, all, Want::Unbacked))
+            {
+                let run = SlotRun { first: slot(number, first), count };
+                inner.hold(run);
+                let bytes = u64::from(count) * PAGE_BYTES as u64;
+                let _ = self.storage.punch(FileId::Segment(number), run.first.offset(), bytes);
+                inner.give_back(run);
+                from = first + count;
+            }
+        }
     }
 
     /// The smallest number of nodes that can be written without asking the disk for more.
@@ -310,7 +378,11 @@ impl Space {
             inner.give_back(run);
             match allocated {
                 Ok(()) => missing -= run.count.min(missing),
-                Err(error) if is_full(&error) => return Err(SpaceError::NoSpace),
+                Err(error) if is_full(&error) => {
+                    // Some filesystems keep what they found before they failed.
+                    let _ = self.storage.punch(file, run.first.offset(), bytes);
+                    return Err(SpaceError::NoSpace);
+                }
                 Err(error) => return Err(error.into()),
             }
         }

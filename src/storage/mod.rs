@@ -20,6 +20,7 @@ pub use lock::{Holder, LockError, LockInfo, VolumeLock};
 pub use os::OsStorage;
 pub use poison::{Counters, Counts, FileKind, Poison, Poisoned};
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The grain in which filesystems allocate, in bytes.
@@ -74,6 +75,12 @@ pub trait Storage: Send + Sync {
     /// Gives the blocks of a range back; it reads as zeros afterwards, or, where the filesystem
     /// cannot do that, keeps its content. The length stays.
     fn punch(&self, file: FileId, offset: u64, bytes: u64) -> io::Result<()>;
+    /// Ranges of bytes of `file` that have blocks, so that writing there needs no others; ascending.
+    /// Empty where that is not known.
+    fn allocated(&self, file: FileId) -> io::Result<Vec<Range<u64>>> {
+        let _ = file;
+        Ok(Vec::new())
+    }
     /// Numbers of all segments that exist, ascending.
     fn segments(&self) -> io::Result<Vec<u32>>;
     /// The bytes of `atrest.json`.
@@ -128,6 +135,10 @@ impl<S: Storage + ?Sized> Storage for Arc<S> {
 
     fn punch(&self, file: FileId, offset: u64, bytes: u64) -> io::Result<()> {
         (**self).punch(file, offset, bytes)
+    }
+
+    fn allocated(&self, file: FileId) -> io::Result<Vec<Range<u64>>> {
+        (**self).allocated(file)
     }
 
     fn segments(&self) -> io::Result<Vec<u32>> {

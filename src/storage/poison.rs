@@ -335,6 +335,10 @@ impl<S: Storage> Storage for Poisoned<S> {
         self.change(file, "punching", |inner| inner.punch(file, offset, bytes))
     }
 
+    fn allocated(&self, file: FileId) -> io::Result<Vec<std::ops::Range<u64>>> {
+        self.inner.allocated(file)
+    }
+
     fn segments(&self) -> io::Result<Vec<u32>> {
         self.inner.segments()
     }

@@ -1,10 +1,14 @@
 //! System calls on open files that the standard library does not offer.
 
-#![expect(unsafe_code, reason = "sync_file_range(2) and flock(2) have no safe wrapper that fits")]
+#![expect(
+    unsafe_code,
+    reason = "sync_file_range(2), flock(2) and FIEMAP have no safe wrapper that fits"
+)]
 
 use nix::errno::Errno;
 use nix::fcntl::FallocateFlags;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 /// How a whole file is locked.
@@ -73,6 +77,88 @@ pub fn try_lock(file: impl AsFd, mode: LockMode) -> io::Result<bool> {
             Err(Errno::EWOULDBLOCK) => return Ok(false),
             Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// `struct fiemap` of linux/fiemap.h with room for some extents.
+#[repr(C)]
+struct FileMap {
+    start: u64,
+    length: u64,
+    flags: u32,
+    mapped_extents: u32,
+    extent_count: u32,
+    reserved: u32,
+    extents: [FileExtent; FileMap::EXTENTS],
+}
+
+impl FileMap {
+    const EXTENTS: usize = 256;
+    /// `FS_IOC_FIEMAP`, `_IOWR('f', 11, struct fiemap)`; the size is that without extents.
+    const REQUEST: libc::c_ulong = 0xc020_660b;
+}
+
+/// `struct fiemap_extent`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct FileExtent {
+    logical: u64,
+    physical: u64,
+    length: u64,
+    reserved: [u64; 2],
+    flags: u32,
+    reserved_too: [u32; 3],
+}
+
+impl FileExtent {
+    const LAST: u32 = 0x1;
+    /// Extents into which writing may need new blocks: those whose place is not known or not yet
+    /// chosen, encoded, within metadata, and shared.
+    const NOT_IN_PLACE: u32 = 0x2 | 0x4 | 0x8 | 0x80 | 0x200 | 0x400 | 0x2000;
+}
+
+/// Ranges of bytes that have blocks, written or not, into which writing needs no others; ascending.
+/// ioctl_fiemap(2).
+///
+/// # Errors
+/// `Unsupported` where the filesystem does not tell.
+pub fn allocated(file: impl AsFd) -> io::Result<Vec<Range<u64>>> {
+    let descriptor = file.as_fd().as_raw_fd();
+    let mut ranges = Vec::new();
+    let mut start = 0;
+    loop {
+        let mut map = FileMap {
+            start,
+            length: u64::MAX - start,
+            flags: 0,
+            mapped_extents: 0,
+            extent_count: FileMap::EXTENTS as u32,
+            reserved: 0,
+            extents: [FileExtent::default(); FileMap::EXTENTS],
+        };
+        // SAFETY: the kernel writes within `map`, at most as many extents as `extent_count` says
+        // and `extents` has; the descriptor is open for as long as `file` is borrowed.
+        let result = unsafe { libc::ioctl(descriptor, FileMap::REQUEST as _, &raw mut map) };
+        match Errno::result(result) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => continue,
+            Err(Errno::EOPNOTSUPP | Errno::ENOTTY | Errno::ENOSYS) => {
+                return Err(io::ErrorKind::Unsupported.into());
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let extents = map.extents.iter().take(map.mapped_extents as usize);
+        for extent in extents.clone() {
+            if extent.flags & FileExtent::NOT_IN_PLACE == 0 {
+                ranges.push(extent.logical..extent.logical.saturating_add(extent.length));
+            }
+        }
+        match extents.last() {
+            Some(last) if last.flags & FileExtent::LAST == 0 && last.length > 0 => {
+                start = last.logical.saturating_add(last.length);
+            }
+            _ => return Ok(ranges),
         }
     }
 }

@@ -14,6 +14,8 @@ use std::sync::atomic::Ordering;
 const PAGE: u64 = PAGE_BYTES as u64;
 /// Pages that are read from the disk in one piece at most: 1 MiB.
 const READ_PAGES_MAX: usize = 256;
+/// What is written at once when the disk is full: half of the smallest reserve.
+const FULL_PART_BYTES: usize = 256 * 1024;
 
 thread_local! {
     /// Sealed bytes on their way to or from the disk.
@@ -23,8 +25,8 @@ thread_local! {
 /// Pages that were sealed and written, to which no record refers yet.
 pub(super) struct Placed {
     first_page: u64,
-    pages: Vec<PagePointer>,
-    runs: Vec<SlotRun>,
+    pub(super) pages: Vec<PagePointer>,
+    pub(super) runs: Vec<SlotRun>,
 }
 
 impl Volume {
@@ -132,6 +134,10 @@ impl Volume {
     fn page_lost(&self, ino: u64, page: u64, cause: Option<std::io::Error>) -> Error {
         self.epochs.damage().pages_lost.fetch_add(1, Ordering::Relaxed);
         let (from, to) = (page * PAGE, page * PAGE + PAGE - 1);
+        match &cause {
+            Some(error) => self.log_damage(ino, from, to, &format!("the storage: {error}")),
+            None => self.log_damage(ino, from, to, "they do not authenticate"),
+        }
         match cause {
             Some(source) => Error::Storage {
                 what: format!("reading inode {ino}, bytes {from} to {to}"),
@@ -184,12 +190,23 @@ impl Volume {
         data: &[u8],
         touch: &dyn Fn(&mut Inode),
     ) -> Result<(), Error> {
+        self.with_space(0, || self.write_inline_once(ino, offset, data, touch))
+    }
+
+    fn write_inline_once(
+        &self,
+        ino: u64,
+        offset: usize,
+        data: &[u8],
+        touch: &dyn Fn(&mut Inode),
+    ) -> Result<(), Error> {
         let mut content = self.inline(ino)?;
+        let replaces = offset + data.len() <= content.len();
         content.resize(content.len().max(offset + data.len()), 0);
         content[offset..offset + data.len()].copy_from_slice(data);
         let _lock = self.lock_inodes(&[ino]);
         let mut inode = self.require(ino)?;
-        let mut change = self.change(false)?;
+        let mut change = self.change(replaces)?;
         if !content.is_empty() {
             change.put_inline(ino, &content);
         }
@@ -210,8 +227,36 @@ impl Volume {
             return Ok(());
         }
         content.resize(PAGE_BYTES, 0);
-        let placed = self.place(ino, 0, &content)?;
-        self.install(ino, placed, None, &|_| {})
+        self.put_pages(ino, 0, &content, None, &|_| {})
+    }
+
+    /// Makes whole pages the content of their range; `end` is where the write ended, and the size
+    /// grows to it. On a full disk they go in small parts, each of which has room in the reserve.
+    pub(super) fn put_pages(
+        &self,
+        ino: u64,
+        first_page: u64,
+        data: &[u8],
+        end: Option<u64>,
+        touch: &dyn Fn(&mut Inode),
+    ) -> Result<(), Error> {
+        let put = |first_page: u64, data: &[u8], end: Option<u64>| {
+            self.with_space((data.len() / PAGE_BYTES) as u64, || {
+                let placed = self.place(ino, first_page, data)?;
+                self.install(ino, placed, end, touch)
+            })
+        };
+        match put(first_page, data, end) {
+            Err(Error::NoSpace) if data.len() > FULL_PART_BYTES => {}
+            done => return done,
+        }
+        let mut page = first_page;
+        for part in data.chunks(FULL_PART_BYTES) {
+            page += (part.len() / PAGE_BYTES) as u64;
+            let upto = end.map(|end| end.min(page * PAGE));
+            put(page - (part.len() / PAGE_BYTES) as u64, part, upto)?;
+        }
+        Ok(())
     }
 
     /// Writes a range whose first and last page keep some of their old content.
@@ -238,8 +283,7 @@ impl Volume {
         }
         let at = (offset - start) as usize;
         pages[at..at + data.len()].copy_from_slice(data);
-        let placed = self.place(ino, start / PAGE, &pages)?;
-        self.install(ino, placed, Some(end), touch)
+        self.put_pages(ino, start / PAGE, &pages, Some(end), touch)
     }
 
     fn write_whole_pages(
@@ -252,8 +296,7 @@ impl Volume {
         if data.is_empty() {
             return Ok(());
         }
-        let placed = self.place(ino, offset / PAGE, data)?;
-        self.install(ino, placed, Some(offset + data.len() as u64), touch)
+        self.put_pages(ino, offset / PAGE, data, Some(offset + data.len() as u64), touch)
     }
 
     /// Seals whole pages and writes them into free slots.
@@ -372,15 +415,19 @@ impl Volume {
         let _lock = self.lock_inodes(&[ino]);
         let mut inode = self.require(ino)?;
         let mut maps: Vec<(u64, PageMap)> = Vec::new();
-        let mut added = 0;
+        let (mut added, mut dead, mut replaced) = (0, 0, 0);
         for (page, pointer) in (placed.first_page..).zip(placed.pages) {
             let run = page / RUN_PAGES;
             if maps.last().is_none_or(|(of, _)| *of != run) {
                 maps.push((run, self.page_map(ino, run)?));
+                if self.cuts.is_dead(ino, run) {
+                    dead += self.stored_map(ino, run)?.count();
+                }
             }
             let (_, map) = maps.last_mut().expect("just pushed");
             let old = map.pages[(page % RUN_PAGES) as usize].replace(pointer);
             added += u64::from(old.is_none());
+            replaced += u64::from(old.is_some());
         }
         let mut change = self.change(added == 0)?;
         for (run, map) in &maps {
@@ -391,11 +438,12 @@ impl Volume {
             inode.paged = true;
             change.delete_inline(ino);
         }
-        inode.pages += added;
+        inode.pages = (inode.pages + added).saturating_sub(dead);
         inode.size = inode.size.max(end.unwrap_or(0));
         touch(&mut inode);
         change.put_inode(ino, &inode);
         change.refer_to(&placed.runs);
+        change.note_freed(replaced);
         Ok(())
     }
 

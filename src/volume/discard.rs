@@ -2,7 +2,7 @@
 
 use super::data_keys::chunk_of;
 use super::records::{after_owner, dek_key, map_key};
-use super::resize::RUNS_AT_ONCE;
+use super::resize::{RUNS_AT_ONCE, run_of};
 use super::{Error, Volume};
 use crate::format::RUN_PAGES;
 use crate::format::record::{self, Table};
@@ -30,8 +30,7 @@ impl Volume {
             let mut change = self.change(true)?;
             let mut chunk = None;
             for key in keys {
-                let run = u64::from_be_bytes(key[9..17].try_into().expect("a key of this table"));
-                let of = chunk_of(run * RUN_PAGES);
+                let of = chunk_of(run_of(&key) * RUN_PAGES);
                 if chunk.replace(of) != Some(of) {
                     self.data_keys.remove(ino, of);
                     change.delete(dek_key(ino, of));
@@ -46,6 +45,7 @@ impl Volume {
                 change.delete_orphan(ino);
                 self.cuts.forget(ino, &mut change);
                 change.count_inodes(-1);
+                change.note_freed(inode.pages);
                 return Ok(());
             }
         }

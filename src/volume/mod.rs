@@ -1,15 +1,19 @@
 //! A volume as records and page contents: what the tree's keys mean. Knows no POSIX rules.
 
 mod background;
-mod check;
+pub mod check;
 mod content;
 mod cuts;
 mod data_keys;
 mod discard;
+pub mod inspect;
+mod path;
 mod records;
 mod resize;
+mod scan;
 
 pub use crate::epoch::{OpenError, OpenOptions, OpenReport};
+pub use check::{CheckOptions, CheckReport, Progress, Stage};
 pub use records::Change;
 
 use crate::crypto::random::NonceSequence;
@@ -24,10 +28,11 @@ use background::Background;
 use cuts::Cuts;
 use data_keys::DataKeys;
 use parking_lot::{Mutex, MutexGuard, RwLock};
+use path::DamageLog;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Contents up to this size are kept inline, in a record of their own, so that three fill a leaf.
 pub const INLINE_BYTES_MAX: u64 = 1_280;
@@ -37,6 +42,12 @@ pub const FILE_BYTES_MAX: u64 = (1 << 63) - PAGE_BYTES as u64;
 const COOKIE_FIRST: u64 = 17;
 /// The root directory is 1.
 const INO_FIRST: u64 = 2;
+/// The random part of nonces is drawn anew at an epoch's end, but not for every `fsync`: a chunk
+/// that is written for ever stays below the limit of NIST SP 800-38D for years; see
+/// [`crate::manual::format`].
+const NONCE_RENEWAL: Duration = Duration::from_secs(5);
+/// Ends of epochs after which what was freed before the first can be written again.
+const EPOCHS_UNTIL_REUSE: usize = 3;
 const CONTENT_LOCKS: usize = 256;
 const RECORD_LOCKS: usize = 1024;
 
@@ -86,6 +97,9 @@ impl From<epoch::Error> for Error {
             epoch::Error::NoSpace => Self::NoSpace,
             epoch::Error::Poisoned(_) => Self::Poisoned,
             epoch::Error::ReadOnly => Self::ReadOnly,
+            epoch::Error::Lost => {
+                Self::Storage { what: "making changes durable".into(), source: error.into() }
+            }
             epoch::Error::Tree(source) => Self::Storage {
                 what: "reading the volume's metadata".into(),
                 source: source.into(),
@@ -105,6 +119,16 @@ struct Live {
     next_ino: AtomicU64,
     next_cookie: AtomicU64,
     inodes: AtomicU64,
+}
+
+impl From<Counters> for Live {
+    fn from(counters: Counters) -> Self {
+        Self {
+            next_ino: AtomicU64::new(counters.next_ino),
+            next_cookie: AtomicU64::new(counters.next_cookie),
+            inodes: AtomicU64::new(counters.inodes),
+        }
+    }
 }
 
 impl Live {
@@ -141,6 +165,7 @@ pub struct Volume {
     live: Arc<Live>,
     cuts: Cuts,
     background: Background,
+    damage_log: DamageLog,
     read_only: bool,
 }
 
@@ -184,15 +209,28 @@ impl Volume {
             slot_decoder(cipher),
         )?;
         let epochs = Arc::new(epochs);
-        let live = Arc::new(load_counters(&epochs)?);
+        let live = match load_counters(&epochs) {
+            // Who only reads gives out no numbers.
+            Err(error) if options.read_only => {
+                log::error!("the volume's counters cannot be read: {error}");
+                Live::from(Counters::default())
+            }
+            other => other?,
+        };
+        let live = Arc::new(live);
         let nonces = Arc::new(NonceSequence::new());
         let (sealed_live, sealed_nonces) = (live.clone(), nonces.clone());
+        let renewed = Mutex::new(Instant::now());
         epochs.on_seal(Box::new(move || {
-            sealed_nonces.renew();
+            let mut renewed = renewed.lock();
+            if renewed.elapsed() >= NONCE_RENEWAL {
+                sealed_nonces.renew();
+                *renewed = Instant::now();
+            }
             let value = sealed_live.counters().encode();
             (record::key(Table::Counters, 0, &[]).into(), Some(Arc::from(&value[..])))
         }));
-        let cuts = Cuts::load(&epochs)?;
+        let cuts = Cuts::load(&epochs, options.read_only)?;
         let volume = Arc::new(Self {
             epochs,
             storage,
@@ -206,6 +244,7 @@ impl Volume {
             live,
             cuts,
             background: Background::new(),
+            damage_log: DamageLog::new(),
             read_only: options.read_only,
         });
         Ok((volume, report))
@@ -308,6 +347,37 @@ impl Volume {
         Ok(self.epochs.sync()?)
     }
 
+    /// As [`Volume::sync`], and fails if anything of this inode could not be made durable since the
+    /// volume was opened.
+    ///
+    /// # Errors
+    /// If not everything of it is durable.
+    pub fn sync_file(&self, ino: u64) -> Result<(), Error> {
+        self.sync()?;
+        if self.epochs.has_lost(ino) { Err(epoch::Error::Lost.into()) } else { Ok(()) }
+    }
+
+    /// Repeats what a full disk refused after ending epochs, as long as that may give `slots` back.
+    /// The caller holds no record locks and no [`Change`].
+    fn with_space<T>(
+        &self,
+        slots: u64,
+        mut attempt: impl FnMut() -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        for _ in 0..EPOCHS_UNTIL_REUSE {
+            match attempt() {
+                Err(Error::NoSpace) => {}
+                done => return done,
+            }
+            match self.epochs.reclaim(slots) {
+                Ok(true) | Err(epoch::Error::Lost) => {}
+                Ok(false) => return Err(Error::NoSpace),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        attempt()
+    }
+
     /// Total and free space in 4 KiB pages, and inodes in use. What is used is what this volume
     /// uses: total is that and what is free, so it changes with what others do on the disk below.
     pub fn space(&self) -> (u64, u64, u64) {
@@ -316,6 +386,7 @@ impl Volume {
         let (used, backed_free) = self.epochs.space.usage();
         let reserve = self.epochs.space.reserve_total();
         let free = (capacity.free_bytes / page + backed_free).saturating_sub(reserve);
+        let free = if self.epochs.is_full() { 0 } else { free };
         (used + free, free, self.live.inodes.load(Ordering::Relaxed))
     }
 
@@ -355,9 +426,5 @@ fn load_counters(epochs: &Epochs) -> Result<Live, OpenError> {
             .map_err(|record::RecordError(what)| OpenError::Malformed(what))?,
         None => Counters { next_ino: INO_FIRST, next_cookie: COOKIE_FIRST, inodes: 0 },
     };
-    Ok(Live {
-        next_ino: AtomicU64::new(counters.next_ino),
-        next_cookie: AtomicU64::new(counters.next_cookie),
-        inodes: AtomicU64::new(counters.inodes),
-    })
+    Ok(Live::from(counters))
 }

@@ -1,7 +1,7 @@
 //! Typed access to records.
 
-use super::{Error, INLINE_BYTES_MAX, Live, Volume};
-use crate::epoch;
+use super::{EPOCHS_UNTIL_REUSE, Error, INLINE_BYTES_MAX, Live, Volume};
+use crate::epoch::{self, CommitOptions};
 use crate::format::map::PageMap;
 use crate::format::record::{self, Entry, Inode, RecordError, Table};
 use crate::format::{RUN_PAGES, Slot};
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// Longer values are stored in parts of this many bytes.
-const PART_BYTES: usize = INLINE_BYTES_MAX as usize;
+pub(super) const PART_BYTES: usize = INLINE_BYTES_MAX as usize;
 
 /// A set of record changes that become durable together. Puts do not fail.
 pub struct Change<'a> {
@@ -25,7 +25,17 @@ impl Volume {
     /// # Errors
     /// `NoSpace` when the volume is full and `frees` is false; `Poisoned`; `ReadOnly`.
     pub fn change(&self, frees: bool) -> Result<Change<'_>, Error> {
-        Ok(Change { inner: self.epochs.change(frees)?, live: &self.live })
+        let inner = match self.epochs.change(frees) {
+            Err(epoch::Error::NoSpace) if self.epochs.reclaim(u64::MAX)? => {
+                // What was deleted a moment ago may be just what is missing.
+                for _ in 1..EPOCHS_UNTIL_REUSE {
+                    self.epochs.commit(&CommitOptions { force: true, ..Default::default() })?;
+                }
+                self.epochs.change(frees)?
+            }
+            change => change?,
+        };
+        Ok(Change { inner, live: &self.live })
     }
 
     /// The record of an inode.
@@ -66,6 +76,14 @@ impl Volume {
             }
         })?;
         if malformed { Err(RecordError("cookie").into()) } else { Ok(()) }
+    }
+
+    /// Finds out whether a new inode and its entry in `parent` can be stored: a damaged part of the
+    /// metadata takes nothing.
+    pub fn check_new(&self, ino: u64, parent: u64, cookie: u64) -> Result<(), Error> {
+        self.epochs.get(&record::key(Table::Inode, ino, &[]))?;
+        self.epochs.get(&record::key(Table::Cookie, parent, &cookie.to_be_bytes()))?;
+        Ok(())
     }
 
     /// Bytes kept inline: contents of a small file, the target of a symlink.
@@ -121,6 +139,11 @@ impl Volume {
         if self.cuts.is_dead(ino, run) {
             return Ok(PageMap::empty());
         }
+        self.stored_map(ino, run)
+    }
+
+    /// The stored map of a run, dead or not: its pages count as allocated until it goes.
+    pub(super) fn stored_map(&self, ino: u64, run: u64) -> Result<PageMap, Error> {
         match self.epochs.get(&map_key(ino, run))? {
             Some(value) => Ok(PageMap::decode(self.cipher, &value)?),
             None => Ok(PageMap::empty()),
@@ -232,6 +255,11 @@ impl Change<'_> {
         } else {
             self.put(map_key(ino, run), &map.encode(cipher));
         }
+    }
+
+    /// Says that the change frees this many pages.
+    pub(super) fn note_freed(&mut self, pages: u64) {
+        self.inner.note_freed(pages);
     }
 
     pub(super) fn refer_to(&mut self, runs: &[SlotRun]) {

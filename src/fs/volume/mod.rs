@@ -252,7 +252,7 @@ impl Tree for VolumeTree {
     }
 
     fn fsync(&self, ino: Ino, _handle: u64, _data_only: bool) -> Result<(), Error> {
-        self.volume.sync().map_err(failed("syncing", ino))
+        self.volume.sync_file(ino).map_err(failed("syncing", ino))
     }
 
     fn sync(&self) -> Result<(), Error> {

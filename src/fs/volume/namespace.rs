@@ -150,6 +150,8 @@ impl VolumeTree {
         }
         let born = self.conceive(caller, parent, &directory, node)?;
         let (ino, cookie) = (self.volume.new_ino(), self.volume.new_cookie());
+        let stored = self.volume.check_new(ino, parent, cookie);
+        stored.map_err(failed("adding an entry", parent))?;
         let kind = kind(&born.inode).ok_or(Error::Invalid("a mode without a type"))?;
         let subdirectories = i32::from(kind == Kind::Directory);
         touch_directory(edits.of(parent), self.volume.now(), 1, subdirectories)?;
