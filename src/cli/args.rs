@@ -38,8 +38,10 @@ pub enum Command {
     #[command(after_help = "Examples:\n  atrest status /mnt/clear\n  \
         atrest status --json /srv/vault")]
     Status(StatusArgs),
-    /// Show what can be known of a volume without its keys
-    #[command(after_help = "Example:\n  atrest inspect /srv/vault")]
+    /// Show what can be known of a volume without its keys, or with them
+    #[command(after_help = "Examples:\n  atrest inspect /srv/vault\n  \
+        atrest inspect --unlock --json /srv/vault\n  \
+        atrest inspect --path /etc/passwd /srv/vault")]
     Inspect(InspectArgs),
     /// Check a volume that is not mounted
     #[command(after_help = "Examples:\n  atrest fsck /srv/vault\n  \
@@ -146,6 +148,18 @@ pub struct StatusArgs {
 pub struct InspectArgs {
     /// Directory of the volume
     pub volume: PathBuf,
+    /// Open it with its keys, and show what they show
+    #[arg(long)]
+    pub unlock: bool,
+    /// Open it with its keys, and show what is stored about this path in it
+    #[arg(long, value_name = "PATH")]
+    pub path: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub keys: KeyArgs,
 }
 
 /// `atrest fsck`
@@ -159,6 +173,9 @@ pub struct FsckArgs {
     /// Copy what authenticates into this new directory
     #[arg(long, value_name = "DIRECTORY")]
     pub salvage: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub keys: KeyArgs,
@@ -168,7 +185,7 @@ pub struct FsckArgs {
 #[derive(Debug, Subcommand)]
 pub enum KeyCommand {
     /// List key slots
-    List(InspectArgs),
+    List(KeyListArgs),
     /// Add a key slot
     #[command(after_help = "Example:\n  atrest key add /srv/vault --kek local:backup")]
     Add(KeyAddArgs),
@@ -181,6 +198,16 @@ pub enum KeyCommand {
     Rotate(KeyRotateArgs),
     /// Try every key slot
     Verify(KeyVerifyArgs),
+}
+
+/// `atrest key list`
+#[derive(Args, Debug)]
+pub struct KeyListArgs {
+    /// Directory of the volume
+    pub volume: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `atrest key add`

@@ -67,6 +67,8 @@ pub enum Exit {
     ReadOnly = 42,
     /// The volume is older than it was when this host saw it last, or another one.
     RolledBack = 43,
+    /// `fsck`: the volume opens, and something in it is damaged.
+    DamageFound = 44,
 
     /// Not a mount of this program.
     NotMounted = 50,

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::args::{
-    InspectArgs, KeyAddArgs, KeyArgs, KeyCommand, KeyRemoveArgs, KeyRotateArgs, KeyVerifyArgs,
+    KeyAddArgs, KeyArgs, KeyCommand, KeyListArgs, KeyRemoveArgs, KeyRotateArgs, KeyVerifyArgs,
 };
 use super::exit::Exit;
 use super::hint::{Failure, kek_text};
@@ -44,12 +44,12 @@ pub fn provider_options_with(arguments: &KeyArgs, allow: &[&str]) -> ProviderOpt
     }
 }
 
-fn list(arguments: &InspectArgs) -> Result<(), Failure> {
+fn list(arguments: &KeyListArgs) -> Result<(), Failure> {
     let volume = place::volume(&arguments.volume)?;
     let config = place::config(&volume)?;
     let mut table = serde_json::Map::new();
     table.insert("slots".to_owned(), status::slots(config.claims()));
-    status::print(&table, false);
+    status::print(&table, arguments.json);
     Ok(())
 }
 

@@ -2,12 +2,15 @@
 
 pub mod args;
 pub mod exit;
+mod fsck;
 pub mod hint;
+mod inspect;
 mod keys;
 mod mount;
 mod open;
 mod options;
 mod place;
+mod salvage;
 mod status;
 mod umount;
 
@@ -38,8 +41,8 @@ fn execute(command: &Command) -> Result<u8, Failure> {
         Command::Init(arguments) => open::create(arguments)?,
         Command::Umount(arguments) => umount::run(arguments)?,
         Command::Status(arguments) => status::run(arguments)?,
-        Command::Inspect(arguments) => status::inspect(arguments)?,
-        Command::Fsck(arguments) => open::check(arguments)?,
+        Command::Inspect(arguments) => inspect::run(arguments)?,
+        Command::Fsck(arguments) => return fsck::run(arguments),
         Command::Key(command) => keys::run(command)?,
     }
     Ok(0)

@@ -1,4 +1,4 @@
-//! The seam to the volume: making, opening and checking one.
+//! The seam to the volume: making and opening one.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::args::{CipherName, FsckArgs, InitArgs};
+use super::args::{CipherName, InitArgs};
 use super::exit::Exit;
 use super::hint::{Failure, chain};
-use super::{keys, place};
+use super::keys;
 use crate::crypto::{Cipher, random};
 use crate::daemon::{self, VolumeControl, paths};
 use crate::format::VolumeId;
@@ -101,7 +101,10 @@ fn open_with(
     check_freshness(path, &pins, &keys, volume_id, report.sequence, generation, how)?;
     let control =
         Control { volume: volume.clone(), keys, pins, generation: generation.into(), _lock: lock };
-    Ok(OpenVolume { tree: Arc::new(VolumeTree::new(volume)), control: Arc::new(control) })
+    Ok(OpenVolume {
+        tree: Arc::new(VolumeTree::new(volume).discard_when_forgotten()),
+        control: Arc::new(control),
+    })
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -167,12 +170,18 @@ impl Control {
         self.volume.start();
     }
 
+    /// The volume.
+    pub fn volume(&self) -> &Volume {
+        &self.volume
+    }
+
     fn remember(&self) -> Result<(), String> {
-        let newest = self.volume.epochs().superblock();
-        // An orderly unmount commits the last state twice, so that either superblock will do.
+        let superblock = self.volume.epochs().superblock();
         let pin = Pin {
             pin: self.keys.pin(),
-            sequence: newest.sequence - u64::from(newest.clean),
+            // After an unmount in order both superblocks hold the same state: if the newer one is
+            // lost, the other is no older.
+            sequence: superblock.sequence - u64::from(superblock.clean),
             generation: self.generation.load(Ordering::Relaxed),
         };
         self.pins.store(self.volume.volume_id(), &pin).map_err(|error| chain(&error))
@@ -181,14 +190,15 @@ impl Control {
 
 impl VolumeControl for Control {
     fn status_json(&self) -> Value {
-        let (total, free, inodes) = self.volume.space();
+        let (_, free, inodes) = self.volume.space();
+        let (used, _) = self.volume.epochs().space.usage();
         let damage = self.volume.epochs().damage();
         json!({
             "state": "unlocked",
             "cipher": self.volume.cipher().name(),
             "epoch": self.keys.current_epoch(),
             "sequence": self.volume.epochs().superblock().sequence,
-            "used_bytes": total.saturating_sub(free) * PAGE_BYTES,
+            "used_bytes": used * PAGE_BYTES,
             "free_bytes": free * PAGE_BYTES,
             "inodes": inodes,
             "damage": {
@@ -298,22 +308,4 @@ pub fn create(arguments: &InitArgs) -> Result<(), Failure> {
         arguments.kek
     );
     Ok(())
-}
-
-/// Checks a volume that is not mounted.
-///
-/// # Errors
-/// What is damaged, or keeps it from being checked.
-pub fn check(arguments: &FsckArgs) -> Result<(), Failure> {
-    let path = place::volume(&arguments.volume)?;
-    let options = keys::provider_options(&arguments.keys);
-    let how = How { command: "fsck", mountpoint: None, read_only: true, allow_rollback: true };
-    let opened = open(&path, &options, how)?;
-    let problems = opened.control.volume.check_space();
-    if problems.is_empty() {
-        println!("{}: no damage found", path.display());
-        return Ok(());
-    }
-    let message = format!("{} problems in {}", problems.len(), path.display());
-    Err(problems.into_iter().fold(Failure::new(Exit::VolumeDamaged, message), Failure::hint))
 }

@@ -1,11 +1,11 @@
-//! `atrest status` and `atrest inspect`
+//! `atrest status`
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::args::{InspectArgs, StatusArgs};
+use super::args::StatusArgs;
 use super::hint::Failure;
 use super::place;
 use crate::daemon::{self, paths};
@@ -33,20 +33,6 @@ pub fn run(arguments: &StatusArgs) -> Result<(), Failure> {
     of_holder(&volume, &mut status);
     of_daemon(&mut status);
     print(&status, arguments.json);
-    Ok(())
-}
-
-/// Prints what anybody can know who has the volume's directory.
-///
-/// # Errors
-/// As [`run`].
-pub fn inspect(arguments: &InspectArgs) -> Result<(), Failure> {
-    let volume = place::volume(&arguments.volume)?;
-    let mut status = of_config(&volume)?;
-    let sizes = sizes(&volume);
-    status.insert("bytes_on_disk".to_owned(), json!(sizes.0));
-    status.insert("segments".to_owned(), json!(sizes.1));
-    print(&status, false);
     Ok(())
 }
 
@@ -100,18 +86,6 @@ fn of_daemon(status: &mut Map<String, Value>) {
         }
         Err(_) => {}
     }
-}
-
-/// Allocated bytes of a volume's files, and how many segments there are.
-fn sizes(volume: &Path) -> (u64, usize) {
-    use std::os::unix::fs::MetadataExt as _;
-    let list = |directory: PathBuf| std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let bytes = |entry: &std::fs::DirEntry| entry.metadata().map_or(0, |m| m.blocks() * 512);
-    let segments: Vec<_> = list(volume.join("data")).collect();
-    let files = list(volume.to_owned());
-    let total =
-        files.map(|entry| bytes(&entry)).sum::<u64>() + segments.iter().map(bytes).sum::<u64>();
-    (total, segments.len())
 }
 
 /// Prints `name: value` lines, or JSON.

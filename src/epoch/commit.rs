@@ -300,8 +300,8 @@ impl Epochs {
         }
     }
 
-    /// Brings the stored bitmaps up to date: with the data that this epoch moved, and with the nodes
-    /// of the last one.
+    /// Brings the stored bitmaps up to date: with the data that this epoch moved, and with the
+    /// nodes of the last one.
     fn apply_bitmaps(
         &self,
         writer: &mut NodeWriter,
@@ -352,8 +352,8 @@ impl Epochs {
         }
     }
 
-    /// Ends an epoch if that may free `slots` slots for pages, or anything at all: what is freed can
-    /// be used again when the epoch that frees it and the next are durable. False if there is
+    /// Ends an epoch if that may free `slots` slots for pages, or anything at all: what is freed
+    /// can be used again when the epoch that frees it and the next are durable. False if there is
     /// nothing to hope for.
     ///
     /// # Errors
@@ -397,8 +397,8 @@ impl Epochs {
     }
 }
 
-/// Writes the delta of this epoch's nodes. Also returns slots that were written and freed within the
-/// epoch, to which nothing durable refers.
+/// Writes the delta of this epoch's nodes. Also returns slots that were written and freed within
+/// the epoch, to which nothing durable refers.
 fn write_delta(
     writer: &mut NodeWriter,
     committer: &Committer,

@@ -1,8 +1,8 @@
 //! The space delta: which slots one epoch's own tree nodes took and freed.
 //!
 //! The bitmaps of free space are in the tree, and writing the tree changes them. So the tree of an
-//! epoch holds the bitmaps as they were *without* that epoch's nodes, and a chain of pages beside it
-//! says what its nodes changed; the next epoch folds that into the bitmaps.
+//! epoch holds the bitmaps as they were *without* that epoch's nodes, and a chain of pages beside
+//! it says what its nodes changed; the next epoch folds that into the bitmaps.
 
 use super::nodes::{LEVEL_DELTA, NodeStore, NodeWriter};
 use crate::format::{NodePointer, PAGE_BYTES, SEGMENT_SLOTS, Slot};
@@ -51,7 +51,8 @@ pub(super) fn write(
         if needed <= pages {
             break (delta.chain.clone(), delta, entries);
         }
-        // The slots just taken stay in the next, larger chain's place: give them to the writer again.
+        // The slots just taken stay in the next, larger chain's place: give them to the writer
+        // again.
         writer.return_pairs(delta.chain);
         pages = needed + 1;
     };

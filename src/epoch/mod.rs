@@ -1,8 +1,8 @@
 //! The overlay over the tree, and the one protocol that makes it durable.
 //!
 //! Operations change only memory: the *open* epoch. Sealing makes it the *sealed* one in
-//! microseconds; [`Epochs::commit`] makes the sealed one *durable* while a new one is open. The order
-//! of syncs is argued in [`crate::manual::crash`].
+//! microseconds; [`Epochs::commit`] makes the sealed one *durable* while a new one is open. The
+//! order of syncs is argued in [`crate::manual::crash`].
 //!
 //! Lock order: `committer`, then `gate`, then a shard of the overlay or `open`.
 
@@ -142,6 +142,8 @@ pub struct Epochs {
     poisoned: Mutex<Option<Arc<str>>>,
     is_poisoned: AtomicBool,
     read_only: bool,
+    /// Why it is not known which slots are in use, if the volume was opened read-only without.
+    space_damage: Option<String>,
     /// Called when the open epoch is large enough to be sealed at once.
     on_pressure: Mutex<Option<Box<dyn Fn() + Send>>>,
     pressed: AtomicBool,
@@ -236,8 +238,9 @@ impl Epochs {
     fn throttle(&self) -> Result<(), Error> {
         let (records, bytes) = self.overlay.size();
         let data = self.open.lock().bytes;
-        let nodes = records as u64 * NODES_PER_RECORD;
-        let tight = nodes > 64 && nodes * 2 > self.space.nodes_backed();
+        // Both copies of twice the nodes that the records may need: for this epoch and the next.
+        let nodes = records as u64 * NODES_PER_RECORD * 2;
+        let tight = nodes > self.space.nodes_backed() && self.space.back_nodes(nodes).is_err();
         if bytes > OVERLAY_BYTES_HARD || data > DATA_BYTES_HARD || tight {
             let open = *self.gate.read();
             self.commit_through(open)?;
@@ -260,8 +263,8 @@ impl Epochs {
         *self.on_pressure.lock() = Some(wake);
     }
 
-    /// Sets what is called while an epoch is sealed; the record it returns belongs to that epoch. It
-    /// must not take locks.
+    /// Sets what is called while an epoch is sealed; the record it returns belongs to that epoch.
+    /// It must not take locks.
     pub fn on_seal(&self, hook: Box<dyn Fn() -> (Key, Value) + Send>) {
         *self.on_seal.lock() = Some(hook);
     }
@@ -418,9 +421,25 @@ impl Epochs {
         slots_of(&committer.delta.used).for_each(visit);
     }
 
+    /// Slots that were freed and wait before they may be used again.
+    pub fn deferred_slots(&self) -> u64 {
+        self.deferred.waiting()
+    }
+
+    /// Why it is not known which slots are in use. A volume of which that is so opens only for
+    /// reading.
+    pub fn space_damage(&self) -> Option<&str> {
+        self.space_damage.as_deref()
+    }
+
     /// Slots of the delta chain, for `fsck`.
     pub fn delta_slots(&self) -> Vec<[crate::format::Slot; 2]> {
         self.committer.lock().delta.chain.clone()
+    }
+
+    /// Both superblocks as they are on disk: `super.a`, then `super.b`; for `fsck` and `inspect`.
+    pub fn superblocks(&self) -> [Result<Superblock, Refused>; 2] {
+        superblocks::read_both(&*self.storage, &self.keys, self.volume_id)
     }
 
     /// The newest durable superblock.

@@ -34,13 +34,16 @@ pub(super) struct NodeStore {
     volume_id: VolumeId,
     cache: Vec<Mutex<LruCache<u64, (NodePointer, Arc<Node>)>>>,
     sealing: Mutex<LruCache<(u32, [u8; 16]), Arc<PageKey>>>,
+    /// Nothing is written, so nothing is restored.
+    read_only: bool,
     pub(super) damage: DamageCounters,
 }
 
 /// What was found damaged since the volume was opened.
 #[derive(Default, Debug)]
 pub struct DamageCounters {
-    /// Nodes of which one copy did not authenticate and was rewritten from the other.
+    /// Nodes of which one copy did not authenticate and was rewritten from the other (not rewritten
+    /// if the volume is open read-only).
     pub nodes_healed: AtomicU64,
     /// Nodes of which neither copy authenticates.
     pub nodes_lost: AtomicU64,
@@ -57,6 +60,7 @@ impl NodeStore {
         keys: Arc<VolumeKeys>,
         volume_id: VolumeId,
         cache_bytes: usize,
+        read_only: bool,
     ) -> Self {
         let nodes = (cache_bytes / PAGE_BYTES / CACHE_SHARDS).max(8);
         let shard = || Mutex::new(LruCache::new(NonZeroUsize::new(nodes).expect("at least 8")));
@@ -66,6 +70,7 @@ impl NodeStore {
             volume_id,
             cache: (0..CACHE_SHARDS).map(|_| shard()).collect(),
             sealing: Mutex::new(LruCache::new(NonZeroUsize::new(KEYS_CACHED).expect("not zero"))),
+            read_only,
             damage: DamageCounters::default(),
         }
     }
@@ -138,9 +143,15 @@ impl NodeStore {
         Err(Error::Damaged(*pointer))
     }
 
-    /// Rewrites a copy with the bytes that it should have.
+    /// Rewrites a copy with the bytes that it should have, unless nothing may be written.
     fn heal(&self, slot: Slot, sealed: &[u8; PAGE_BYTES]) {
         self.damage.nodes_healed.fetch_add(1, Ordering::Relaxed);
+        if self.read_only {
+            return log::warn!(
+                "the tree node in slot {} is damaged and is read from its second copy",
+                slot.0
+            );
+        }
         let healed = self.storage.write_at(FileId::Segment(slot.segment()), slot.offset(), sealed);
         match healed {
             Ok(()) => log::warn!(

@@ -8,7 +8,7 @@ use super::superblocks::{self, Refused};
 use super::{Committer, Epochs, Error, OpenData, SlotDecoder, slots_of};
 use crate::format::record::Table;
 use crate::format::superblock::Superblock;
-use crate::format::{PAGE_BYTES, SEGMENT_BYTES, VolumeId, record};
+use crate::format::{PAGE_BYTES, SEGMENT_BYTES, Slot, VolumeId, record};
 use crate::key::VolumeKeys;
 use crate::space::{Deferred, DurableBitmaps, PIECE_BYTES, Space, runs_of};
 use crate::storage::{FileId, Storage};
@@ -121,32 +121,21 @@ impl Epochs {
         options: &OpenOptions,
         decode_slots: SlotDecoder,
     ) -> Result<(Self, OpenReport), OpenError> {
-        let (newest, older, report) = choose(&*storage, &keys, volume_id)?;
+        let (newest, older, mut report) = choose(&*storage, &keys, volume_id)?;
         let known = newest.config_digest == config_digest
             || newest.config_digest_next == Some(config_digest);
         if !known {
             return Err(OpenError::ConfigReplaced);
         }
-        let nodes =
-            NodeStore::new(storage.clone(), keys.clone(), volume_id, options.node_cache_bytes);
-        let (bitmaps, delta) = read_bitmaps(&nodes, &newest)?;
-        let mut used = bitmaps.clone();
-        fold(&mut used, &delta);
-        // What only the older superblock refers to must not be written before the next epoch is
-        // durable, or it would stop being a way back.
-        let mut kept = Vec::new();
-        if let Some(older) = older {
-            match read_bitmaps(&nodes, &older) {
-                Ok((mut old_used, old_delta)) => {
-                    fold(&mut old_used, &old_delta);
-                    kept = old_used.without(&used);
-                }
-                Err(error) => log::warn!("the older superblock leads to a damaged tree: {error}"),
-            }
-        }
-        for &slot in &kept {
-            used.set(slot, true);
-        }
+        let nodes = NodeStore::new(
+            storage.clone(),
+            keys.clone(),
+            volume_id,
+            options.node_cache_bytes,
+            options.read_only,
+        );
+        let Found { superblock: newest, bitmaps, delta, used, kept, space_damage } =
+            find_whole(&nodes, newest, older, options.read_only, &mut report)?;
         let segments = storage
             .segments()
             .map_err(|source| OpenError::Storage { op: "listing segments", source })?;
@@ -177,6 +166,7 @@ impl Epochs {
             poisoned: Mutex::new(None),
             is_poisoned: AtomicBool::new(false),
             read_only: options.read_only,
+            space_damage: space_damage.map(|error| chain(&error)),
             on_pressure: Mutex::new(None),
             pressed: AtomicBool::new(false),
             on_seal: Mutex::new(None),
@@ -191,8 +181,8 @@ impl Epochs {
 }
 
 impl Epochs {
-    /// Makes segments that are missing anew, so that they can be written to; what they held is lost.
-    /// `existing` are those that are not.
+    /// Makes segments that are missing anew, so that they can be written to; what they held is
+    /// lost. `existing` are those that are not.
     fn restore_segments(&self, existing: &[u32]) -> Result<(), OpenError> {
         let op = "making a lost segment anew";
         for (segment, used) in self.space.segments() {
@@ -226,6 +216,75 @@ impl Epochs {
             self.full.store(true, std::sync::atomic::Ordering::Relaxed);
         }
     }
+}
+
+/// A state of the volume whose free space is known.
+struct Found {
+    superblock: Superblock,
+    /// As stored in its tree.
+    bitmaps: DurableBitmaps,
+    delta: delta::Delta,
+    /// All slots that must not be written.
+    used: DurableBitmaps,
+    /// Those of them to which only the older superblock refers.
+    kept: Vec<Slot>,
+    /// Why nothing is known about free space; only in a read-only volume.
+    space_damage: Option<OpenError>,
+}
+
+/// The newest state whose bitmaps can be read. If none is whole, a read-only volume does without.
+fn find_whole(
+    nodes: &NodeStore,
+    newest: Superblock,
+    older: Option<Superblock>,
+    read_only: bool,
+    report: &mut OpenReport,
+) -> Result<Found, OpenError> {
+    let read = |superblock: &Superblock| {
+        let (bitmaps, delta) = read_bitmaps(nodes, superblock)?;
+        let mut used = bitmaps.clone();
+        fold(&mut used, &delta);
+        Ok::<_, OpenError>((bitmaps, delta, used))
+    };
+    let older = older.map(|older| (read(&older), older));
+    let (newest_error, superblock) = match read(&newest) {
+        Ok((bitmaps, delta, mut used)) => {
+            // What only the older superblock refers to must not be written before the next epoch is
+            // durable, or it would stop being a way back.
+            let kept = match older {
+                Some((Ok((_, _, old_used)), _)) => old_used.without(&used),
+                Some((Err(error), _)) => {
+                    log::warn!("the older superblock leads to a damaged tree: {error}");
+                    Vec::new()
+                }
+                None => Vec::new(),
+            };
+            for &slot in &kept {
+                used.set(slot, true);
+            }
+            let space_damage = None;
+            return Ok(Found { superblock: newest, bitmaps, delta, used, kept, space_damage });
+        }
+        Err(error) => (error, newest),
+    };
+    if let Some((Ok((bitmaps, delta, used)), older)) = older {
+        report.refused.push((superblocks::file_of(superblock.sequence), chain(&newest_error)));
+        report.sequence = older.sequence;
+        report.clean = older.clean;
+        let (kept, space_damage) = (Vec::new(), None);
+        return Ok(Found { superblock: older, bitmaps, delta, used, kept, space_damage });
+    }
+    if !read_only {
+        return Err(newest_error);
+    }
+    Ok(Found {
+        superblock,
+        bitmaps: DurableBitmaps::default(),
+        delta: delta::Delta::default(),
+        used: DurableBitmaps::default(),
+        kept: Vec::new(),
+        space_damage: Some(newest_error),
+    })
 }
 
 /// The newest usable superblock, the other one if it is usable, and what is odd about them.

@@ -102,8 +102,8 @@ impl Overlay {
         Window { records, cut }
     }
 
-    /// Makes the open epoch the sealed one. The caller holds the gate alone, and the sealed epoch is
-    /// empty.
+    /// Makes the open epoch the sealed one. The caller holds the gate alone, and the sealed epoch
+    /// is empty.
     pub(super) fn seal(&self) {
         for shard in &self.shards {
             let mut shard = shard.write();

@@ -26,11 +26,11 @@ pub enum Table {
     Dek = 0x15,
     /// `ino, run u64` -> [`super::map::PageMap`]
     PageMap = 0x16,
-    /// `segment u32, piece u8` -> 1 KiB bitmap, one bit a slot, set when in use
+    /// `segment u64, piece u8` -> 1 KiB bitmap, one bit a slot, set when in use
     Space = 0x20,
     /// `ino` -> empty: an inode without a name; its records go once it is closed
     Orphan = 0x30,
-    /// `ino` -> dead ranges of runs: `(from u64, to u64)*`
+    /// `ino, from u64` -> `to u64`: a range of runs that is dead
     Cut = 0x31,
 }
 

@@ -10,6 +10,8 @@ pub mod crash {}
 pub mod threats {}
 #[doc = include_str!("semantics.md")]
 pub mod semantics {}
+#[doc = include_str!("operations.md")]
+pub mod operations {}
 #[doc = include_str!("defaults.md")]
 pub mod defaults {}
 #[doc = include_str!("changes.md")]

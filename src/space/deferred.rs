@@ -1,8 +1,8 @@
 //! Slots that wait before they may be used again.
 //!
-//! What an epoch frees may be written again only when that epoch *and the next* are durable, so that
-//! either superblock opens a whole tree, and when nobody who looked a slot up before it was freed
-//! may still read it.
+//! What an epoch frees may be written again only when that epoch *and the next* are durable, so
+//! that either superblock opens a whole tree, and when nobody who looked a slot up before it was
+//! freed may still read it.
 
 use super::{Class, SlotRun};
 use parking_lot::RwLock;

@@ -111,8 +111,8 @@ pub struct Space {
 
 impl Space {
     /// An allocator over `storage`. `segments` says which slots are in use; every used slot counts
-    /// as backed, every free one as not. `reserve` is a number of slots; `first_fit` takes the lowest
-    /// free slots instead of going round, so that tests meet reused slots at once.
+    /// as backed, every free one as not. `reserve` is a number of slots; `first_fit` takes the
+    /// lowest free slots instead of going round, so that tests meet reused slots at once.
     pub fn new(
         storage: Arc<dyn Storage>,
         used: &DurableBitmaps,
@@ -130,8 +130,8 @@ impl Space {
         Self { inner: Mutex::new(inner), storage, reserve, directory_dirty: AtomicBool::new(false) }
     }
 
-    /// Takes up to `count` slots of `class`, in as few runs as it can. Their content is undefined and
-    /// writing them may fail with `ENOSPC`; see [`Space::allocate_backed`].
+    /// Takes up to `count` slots of `class`, in as few runs as it can. Their content is undefined
+    /// and writing them may fail with `ENOSPC`; see [`Space::allocate_backed`].
     ///
     /// # Errors
     /// If a new segment cannot be created.
@@ -157,8 +157,8 @@ impl Space {
         Ok(runs)
     }
 
-    /// Takes `count` slots that the disk has blocks for, so that writing them does not fail for lack
-    /// of space.
+    /// Takes `count` slots that the disk has blocks for, so that writing them does not fail for
+    /// lack of space.
     ///
     /// # Errors
     /// [`SpaceError::NoSpace`] when there are too few; nothing is taken then.
@@ -212,6 +212,20 @@ impl Space {
         Ok(())
     }
 
+    /// Makes sure that `count` nodes can be written without asking the disk for more.
+    ///
+    /// # Errors
+    /// [`SpaceError::NoSpace`] when the disk cannot give them.
+    pub fn back_nodes(&self, count: u64) -> Result<(), SpaceError> {
+        let mut inner = self.inner.lock();
+        for class in [Class::NodeA, Class::NodeB] {
+            while inner.classes[class as usize].backed_free < count {
+                self.back(&mut inner, class, self.backing_step())?;
+            }
+        }
+        Ok(())
+    }
+
     /// Slots that get blocks in one step: few where the disk is small.
     fn backing_step(&self) -> u32 {
         u32::try_from(self.reserve.min(BACKING_STEP_MAX)).expect("at most 2048")
@@ -236,8 +250,8 @@ impl Space {
         }
     }
 
-    /// Gives blocks back that free slots have from before the volume was opened, of which nothing is
-    /// known. Failures only cost space.
+    /// Gives blocks back that free slots have from before the volume was opened, of which nothing
+    /// is known. Failures only cost space.
     pub fn punch_unbacked(&self) {
         let mut inner = self.inner.lock();
         let numbers: Vec<u32> = inner.segments.keys().copied().collect();

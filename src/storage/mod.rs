@@ -75,8 +75,8 @@ pub trait Storage: Send + Sync {
     /// Gives the blocks of a range back; it reads as zeros afterwards, or, where the filesystem
     /// cannot do that, keeps its content. The length stays.
     fn punch(&self, file: FileId, offset: u64, bytes: u64) -> io::Result<()>;
-    /// Ranges of bytes of `file` that have blocks, so that writing there needs no others; ascending.
-    /// Empty where that is not known.
+    /// Ranges of bytes of `file` that have blocks, so that writing there needs no others;
+    /// ascending. Empty where that is not known.
     fn allocated(&self, file: FileId) -> io::Result<Vec<Range<u64>>> {
         let _ = file;
         Ok(Vec::new())

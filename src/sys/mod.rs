@@ -8,4 +8,5 @@ pub mod gcm;
 pub mod memory;
 pub mod mount;
 pub mod process;
+pub mod xattr;
 pub mod xts;

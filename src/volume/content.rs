@@ -25,13 +25,13 @@ thread_local! {
 /// Pages that were sealed and written, to which no record refers yet.
 pub(super) struct Placed {
     first_page: u64,
-    pages: Vec<PagePointer>,
-    runs: Vec<SlotRun>,
+    pub(super) pages: Vec<PagePointer>,
+    pub(super) runs: Vec<SlotRun>,
 }
 
 impl Volume {
-    /// Reads up to `length` bytes at `offset` into `buffer`, whose content is replaced; short at the
-    /// end of the file.
+    /// Reads up to `length` bytes at `offset` into `buffer`, whose content is replaced; short at
+    /// the end of the file.
     ///
     /// # Errors
     /// [`Error::Damaged`] if a page of the range does not authenticate.
@@ -61,8 +61,8 @@ impl Volume {
         Ok(())
     }
 
-    /// Fills `buffer` with the content at `offset`; holes read as zeros. The caller holds the content
-    /// lock and knows that the file is paged.
+    /// Fills `buffer` with the content at `offset`; holes read as zeros. The caller holds the
+    /// content lock and knows that the file is paged.
     pub(super) fn read_pages(&self, ino: u64, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
         let _pin = self.epochs.pin();
         let last = (offset + buffer.len() as u64 - 1) / PAGE;
@@ -134,6 +134,10 @@ impl Volume {
     fn page_lost(&self, ino: u64, page: u64, cause: Option<std::io::Error>) -> Error {
         self.epochs.damage().pages_lost.fetch_add(1, Ordering::Relaxed);
         let (from, to) = (page * PAGE, page * PAGE + PAGE - 1);
+        match &cause {
+            Some(error) => self.log_damage(ino, from, to, &format!("the storage: {error}")),
+            None => self.log_damage(ino, from, to, "they do not authenticate"),
+        }
         match cause {
             Some(source) => Error::Storage {
                 what: format!("reading inode {ino}, bytes {from} to {to}"),
@@ -143,8 +147,8 @@ impl Volume {
         }
     }
 
-    /// Writes `data`, grows the size if needed, and applies `touch` to the record in the same change
-    /// (times, set-user-ID bits).
+    /// Writes `data`, grows the size if needed, and applies `touch` to the record in the same
+    /// change (times, set-user-ID bits).
     ///
     /// # Errors
     /// `NoSpace`, `TooLarge`, or what reading the rest of a partly written page gives.
@@ -384,8 +388,8 @@ impl Volume {
         Ok(Purpose::Overwrite)
     }
 
-    /// Makes placed pages the content of their range. `end` is where the write ended; the size grows
-    /// to it.
+    /// Makes placed pages the content of their range. `end` is where the write ended; the size
+    /// grows to it.
     pub(super) fn install(
         &self,
         ino: u64,
@@ -411,11 +415,14 @@ impl Volume {
         let _lock = self.lock_inodes(&[ino]);
         let mut inode = self.require(ino)?;
         let mut maps: Vec<(u64, PageMap)> = Vec::new();
-        let (mut added, mut replaced) = (0, 0);
+        let (mut added, mut dead, mut replaced) = (0, 0, 0);
         for (page, pointer) in (placed.first_page..).zip(placed.pages) {
             let run = page / RUN_PAGES;
             if maps.last().is_none_or(|(of, _)| *of != run) {
                 maps.push((run, self.page_map(ino, run)?));
+                if self.cuts.is_dead(ino, run) {
+                    dead += self.stored_map(ino, run)?.count();
+                }
             }
             let (_, map) = maps.last_mut().expect("just pushed");
             let old = map.pages[(page % RUN_PAGES) as usize].replace(pointer);
@@ -431,7 +438,7 @@ impl Volume {
             inode.paged = true;
             change.delete_inline(ino);
         }
-        inode.pages += added;
+        inode.pages = (inode.pages + added).saturating_sub(dead);
         inode.size = inode.size.max(end.unwrap_or(0));
         touch(&mut inode);
         change.put_inode(ino, &inode);
@@ -464,7 +471,8 @@ impl Volume {
     }
 }
 
-/// Where a page meets a buffer that starts at `offset`: from and to in the buffer, from in the page.
+/// Where a page meets a buffer that starts at `offset`: from and to in the buffer, from in the
+/// page.
 fn overlap(page: u64, offset: u64, length: usize) -> (usize, usize, usize) {
     let start = page * PAGE;
     let from = start.saturating_sub(offset) as usize;

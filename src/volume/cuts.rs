@@ -20,12 +20,21 @@ pub(super) struct Cuts {
 }
 
 impl Cuts {
-    /// Reads the marks of the durable tree.
-    pub(super) fn load(epochs: &Epochs) -> Result<Self, crate::epoch::Error> {
+    /// Reads the marks of the durable tree. `read_only`: damage is passed over, at the price that
+    /// what was cut off of a file lately may be read as it was before.
+    pub(super) fn load(epochs: &Epochs, read_only: bool) -> Result<Self, crate::epoch::Error> {
         let mut inodes = BTreeMap::new();
-        epochs.scan_durable(Table::Cut, &mut |key, value| {
-            inodes.insert(record::owner(key), decode(value));
-        })?;
+        let whole = epochs.scan_durable(Table::Cut, &mut |key, value| {
+            if let Some(range) = decode(key, value) {
+                inodes.entry(record::owner(key)).or_insert_with(Ranges::new).push(range);
+            }
+        });
+        match whole {
+            Err(error) if read_only => {
+                log::error!("the marks of cut-off contents cannot be read: {error}");
+            }
+            other => other?,
+        }
         let any = AtomicBool::new(!inodes.is_empty());
         Ok(Self { inodes: RwLock::new(inodes), any })
     }
@@ -38,6 +47,11 @@ impl Cuts {
                 .read()
                 .get(&ino)
                 .is_some_and(|ranges| ranges.iter().any(|&(from, to)| (from..to).contains(&run)))
+    }
+
+    /// Whether anything of an inode is marked.
+    pub(super) fn has(&self, ino: u64) -> bool {
+        self.any.load(Ordering::Acquire) && self.inodes.read().contains_key(&ino)
     }
 
     /// Some mark, for the job that removes what it covers.
@@ -89,28 +103,30 @@ impl Cuts {
 
     fn update(&self, ino: u64, change: &mut Change, edit: impl FnOnce(&mut Ranges)) {
         let mut inodes = self.inodes.write();
-        let known = inodes.contains_key(&ino);
-        let mut ranges = inodes.remove(&ino).unwrap_or_default();
+        let old = inodes.remove(&ino).unwrap_or_default();
+        let mut ranges = old.clone();
         edit(&mut ranges);
-        let key = record::key(Table::Cut, ino, &[]);
+        for range in old.iter().filter(|range| !ranges.contains(range)) {
+            change.delete(key(ino, range.0));
+        }
+        for range in ranges.iter().filter(|range| !old.contains(range)) {
+            change.put(key(ino, range.0), &range.1.to_le_bytes());
+        }
         if !ranges.is_empty() {
-            change.put(key, &encode(&ranges));
             inodes.insert(ino, ranges);
-        } else if known {
-            change.delete(key);
         }
         self.any.store(!inodes.is_empty(), Ordering::Release);
     }
 }
 
-fn encode(ranges: &Ranges) -> Vec<u8> {
-    // A record holds 80 ranges. Joining the closest two when there are more would revive nothing:
-    // the runs between are alive, so the oldest marks are kept and writers wait for the job instead;
-    // see `Volume::add_cut`.
-    ranges.iter().flat_map(|(from, to)| [from.to_le_bytes(), to.to_le_bytes()]).flatten().collect()
+/// Key of the mark that starts at run `from`; its value is where it ends.
+fn key(ino: u64, from: u64) -> Box<[u8]> {
+    record::key(Table::Cut, ino, &from.to_be_bytes())
 }
 
-fn decode(bytes: &[u8]) -> Ranges {
-    let long = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("8 bytes"));
-    bytes.chunks_exact(16).map(|pair| (long(&pair[..8]), long(&pair[8..]))).collect()
+/// The range that a mark's record says.
+pub(super) fn decode(key: &[u8], value: &[u8]) -> Option<(u64, u64)> {
+    let from = u64::from_be_bytes(key.get(9..)?.try_into().ok()?);
+    let to = u64::from_le_bytes(value.try_into().ok()?);
+    (from < to).then_some((from, to))
 }

@@ -82,7 +82,8 @@ impl Volume {
         Ok(key)
     }
 
-    fn stored_dek(&self, ino: u64, chunk: u64) -> Result<Option<Arc<PageKey>>, Error> {
+    /// The key of a chunk as its record gives it.
+    pub(super) fn stored_dek(&self, ino: u64, chunk: u64) -> Result<Option<Arc<PageKey>>, Error> {
         let Some(value) = self.epochs.get(&dek_key(ino, chunk))? else { return Ok(None) };
         let (epoch, wrapped) = value.split_at_checked(4).ok_or(Error::Malformed("data key"))?;
         let epoch = u32::from_le_bytes(epoch.try_into().expect("4 bytes"));

@@ -2,15 +2,16 @@
 
 use super::data_keys::chunk_of;
 use super::records::{after_owner, dek_key, map_key};
-use super::resize::RUNS_AT_ONCE;
+use super::resize::{RUNS_AT_ONCE, run_of};
 use super::{Error, Volume};
 use crate::format::RUN_PAGES;
 use crate::format::record::{self, Table};
 
 impl Volume {
-    /// Removes everything of an inode that is no longer open: record, contents, xattrs, orphan mark.
-    /// Large contents go in several changes, during which the inode must be marked as an orphan, so
-    /// that a crash in between does not leave it half removed. The caller holds no locks.
+    /// Removes everything of an inode that is no longer open: record, contents, xattrs, orphan
+    /// mark. Large contents go in several changes, during which the inode must be marked as an
+    /// orphan, so that a crash in between does not leave it half removed. The caller holds no
+    /// locks.
     ///
     /// # Errors
     /// If the metadata is damaged there; what was removed until then stays removed.
@@ -30,8 +31,7 @@ impl Volume {
             let mut change = self.change(true)?;
             let mut chunk = None;
             for key in keys {
-                let run = u64::from_be_bytes(key[9..17].try_into().expect("a key of this table"));
-                let of = chunk_of(run * RUN_PAGES);
+                let of = chunk_of(run_of(&key) * RUN_PAGES);
                 if chunk.replace(of) != Some(of) {
                     self.data_keys.remove(ino, of);
                     change.delete(dek_key(ino, of));

@@ -1,15 +1,19 @@
 //! A volume as records and page contents: what the tree's keys mean. Knows no POSIX rules.
 
 mod background;
-mod check;
+pub mod check;
 mod content;
 mod cuts;
 mod data_keys;
 mod discard;
+pub mod inspect;
+mod path;
 mod records;
 mod resize;
+mod scan;
 
 pub use crate::epoch::{OpenError, OpenOptions, OpenReport};
+pub use check::{CheckOptions, CheckReport, Progress, Stage};
 pub use records::Change;
 
 use crate::crypto::random::NonceSequence;
@@ -24,10 +28,11 @@ use background::Background;
 use cuts::Cuts;
 use data_keys::DataKeys;
 use parking_lot::{Mutex, MutexGuard, RwLock};
+use path::DamageLog;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Contents up to this size are kept inline, in a record of their own, so that three fill a leaf.
 pub const INLINE_BYTES_MAX: u64 = 1_280;
@@ -37,6 +42,10 @@ pub const FILE_BYTES_MAX: u64 = (1 << 63) - PAGE_BYTES as u64;
 const COOKIE_FIRST: u64 = 17;
 /// The root directory is 1.
 const INO_FIRST: u64 = 2;
+/// The random part of nonces is drawn anew at an epoch's end, but not for every `fsync`: a chunk
+/// that is written for ever stays below the limit of NIST SP 800-38D for years; see
+/// [`crate::manual::format`].
+const NONCE_RENEWAL: Duration = Duration::from_secs(5);
 /// Ends of epochs after which what was freed before the first can be written again.
 const EPOCHS_UNTIL_REUSE: usize = 3;
 const CONTENT_LOCKS: usize = 256;
@@ -112,6 +121,16 @@ struct Live {
     inodes: AtomicU64,
 }
 
+impl From<Counters> for Live {
+    fn from(counters: Counters) -> Self {
+        Self {
+            next_ino: AtomicU64::new(counters.next_ino),
+            next_cookie: AtomicU64::new(counters.next_cookie),
+            inodes: AtomicU64::new(counters.inodes),
+        }
+    }
+}
+
 impl Live {
     fn counters(&self) -> Counters {
         Counters {
@@ -127,9 +146,9 @@ impl Live {
 /// # Locks, in this order
 /// 1. Content locks (striped, one inode at a time), inside content operations: shared by reads and
 ///    by writes of whole pages, alone for everything else that changes contents.
-/// 2. [`Volume::lock_inodes`] (striped mutexes over inode records), taken in one call for all inodes
-///    that an operation changes. Content operations ([`Volume::write`], [`Volume::truncate`], …)
-///    take theirs themselves and must not be called with any held.
+/// 2. [`Volume::lock_inodes`] (striped mutexes over inode records), taken in one call for all
+///    inodes that an operation changes. Content operations ([`Volume::write`],
+///    [`Volume::truncate`], …) take theirs themselves and must not be called with any held.
 /// 3. A [`Change`] ([`Volume::change`]): everything put through one `Change` becomes durable
 ///    together. It blocks the end of an epoch, so no content operation and no waiting while it
 ///    lives.
@@ -146,6 +165,7 @@ pub struct Volume {
     live: Arc<Live>,
     cuts: Cuts,
     background: Background,
+    damage_log: DamageLog,
     read_only: bool,
 }
 
@@ -189,15 +209,28 @@ impl Volume {
             slot_decoder(cipher),
         )?;
         let epochs = Arc::new(epochs);
-        let live = Arc::new(load_counters(&epochs)?);
+        let live = match load_counters(&epochs) {
+            // Who only reads gives out no numbers.
+            Err(error) if options.read_only => {
+                log::error!("the volume's counters cannot be read: {error}");
+                Live::from(Counters::default())
+            }
+            other => other?,
+        };
+        let live = Arc::new(live);
         let nonces = Arc::new(NonceSequence::new());
         let (sealed_live, sealed_nonces) = (live.clone(), nonces.clone());
+        let renewed = Mutex::new(Instant::now());
         epochs.on_seal(Box::new(move || {
-            sealed_nonces.renew();
+            let mut renewed = renewed.lock();
+            if renewed.elapsed() >= NONCE_RENEWAL {
+                sealed_nonces.renew();
+                *renewed = Instant::now();
+            }
             let value = sealed_live.counters().encode();
             (record::key(Table::Counters, 0, &[]).into(), Some(Arc::from(&value[..])))
         }));
-        let cuts = Cuts::load(&epochs)?;
+        let cuts = Cuts::load(&epochs, options.read_only)?;
         let volume = Arc::new(Self {
             epochs,
             storage,
@@ -211,6 +244,7 @@ impl Volume {
             live,
             cuts,
             background: Background::new(),
+            damage_log: DamageLog::new(),
             read_only: options.read_only,
         });
         Ok((volume, report))
@@ -262,7 +296,8 @@ impl Volume {
     }
 
     /// Replaces `atrest.json`. The superblock names the new content before it is there, so that a
-    /// crash at any point leaves a configuration that it knows. `bytes` were verified by the caller.
+    /// crash at any point leaves a configuration that it knows. `bytes` were verified by the
+    /// caller.
     ///
     /// # Errors
     /// If the storage fails.
@@ -392,9 +427,5 @@ fn load_counters(epochs: &Epochs) -> Result<Live, OpenError> {
             .map_err(|record::RecordError(what)| OpenError::Malformed(what))?,
         None => Counters { next_ino: INO_FIRST, next_cookie: COOKIE_FIRST, inodes: 0 },
     };
-    Ok(Live {
-        next_ino: AtomicU64::new(counters.next_ino),
-        next_cookie: AtomicU64::new(counters.next_cookie),
-        inodes: AtomicU64::new(counters.inodes),
-    })
+    Ok(Live::from(counters))
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// Longer values are stored in parts of this many bytes.
-const PART_BYTES: usize = INLINE_BYTES_MAX as usize;
+pub(super) const PART_BYTES: usize = INLINE_BYTES_MAX as usize;
 /// Freed slots for which epochs are ended at once when a full disk refuses an operation.
 const WORTH_AN_EPOCH_SLOTS: u64 = 256;
 
@@ -141,6 +141,11 @@ impl Volume {
         if self.cuts.is_dead(ino, run) {
             return Ok(PageMap::empty());
         }
+        self.stored_map(ino, run)
+    }
+
+    /// The stored map of a run, dead or not: its pages count as allocated until it goes.
+    pub(super) fn stored_map(&self, ino: u64, run: u64) -> Result<PageMap, Error> {
         match self.epochs.get(&map_key(ino, run))? {
             Some(value) => Ok(PageMap::decode(self.cipher, &value)?),
             None => Ok(PageMap::empty()),
@@ -197,7 +202,8 @@ impl Change<'_> {
         self.delete(record::key(Table::Inline, ino, &0u16.to_be_bytes()));
     }
 
-    /// Stores an extended attribute; `old_bytes` is the length of the value that it replaces, if any.
+    /// Stores an extended attribute; `old_bytes` is the length of the value that it replaces, if
+    /// any.
     pub fn put_xattr(&mut self, ino: u64, name: &[u8], value: &[u8], old_bytes: Option<usize>) {
         let parts = parts(value.len());
         for part in 0..parts {

@@ -6,18 +6,23 @@ use super::{Error, FILE_BYTES_MAX, INLINE_BYTES_MAX, Volume};
 use crate::format::map::PageMap;
 use crate::format::record::Inode;
 use crate::format::{PAGE_BYTES, RUN_PAGES};
+use crate::space::SlotRun;
+use std::collections::BTreeMap;
 
 const PAGE: u64 = PAGE_BYTES as u64;
 /// Page maps that are removed at once; what is more is marked and removed in the background.
 pub(super) const RUNS_AT_ONCE: usize = 1024;
 
-/// Part of a file that is about to lose its pages.
-struct Removal {
-    /// Maps that stay, with fewer pages.
-    kept: Vec<(u64, PageMap)>,
-    /// Runs whose records go now.
+/// Changes to the page maps of a file that become durable together.
+#[derive(Default)]
+struct Edit {
+    /// Maps that change, by run.
+    maps: BTreeMap<u64, PageMap>,
+    /// Slots of pages that were sealed anew, to which the maps refer.
+    runs: Vec<SlotRun>,
+    /// Whole runs whose records go now.
     gone: Vec<u64>,
-    /// Runs that are marked dead.
+    /// Whole runs that are marked dead.
     cut: Option<(u64, u64)>,
     /// Chunks that lose all their pages, so that their keys go.
     chunks: std::ops::Range<u64>,
@@ -45,32 +50,34 @@ impl Volume {
             self.make_paged(ino)?;
         }
         let paged = inode.paged || size > INLINE_BYTES_MAX;
-        if paged && size < inode.size {
-            self.zero_within_page(ino, size, size.next_multiple_of(PAGE))?;
-        }
-        let removal = if paged && size < inode.size {
-            Some(self.plan_removal(ino, size.div_ceil(PAGE), inode.size.div_ceil(PAGE))?)
-        } else {
-            None
-        };
         let content = if paged { Vec::new() } else { self.inline(ino)? };
-        let _lock = self.lock_inodes(&[ino]);
-        let mut inode = self.require(ino)?;
-        let mut change = self.change(size <= inode.size)?;
-        if let Some(removal) = removal {
-            self.remove(ino, &mut inode, removal, &mut change);
-        }
-        if !paged && content.len() as u64 > size {
-            if size == 0 {
-                change.delete_inline(ino);
-            } else {
-                change.put_inline(ino, &content[..size as usize]);
-            }
-        }
-        inode.size = size;
-        touch(&mut inode);
-        change.put_inode(ino, &inode);
-        Ok(inode)
+        let shrinks = size < inode.size;
+        // There are no pages behind the end, so the last chunk goes as a whole, with its key.
+        let old_end = inode.size.div_ceil(PAGE).next_multiple_of(chunk_pages());
+        self.edit(
+            ino,
+            |edit| {
+                if paged && shrinks {
+                    self.zero_within_page(ino, size, size.next_multiple_of(PAGE), edit)?;
+                    self.plan_removal(ino, size.div_ceil(PAGE), old_end, edit)?;
+                }
+                Ok(shrinks)
+            },
+            &|inode, change| {
+                if !paged && content.len() as u64 > size {
+                    if size == 0 {
+                        change.delete_inline(ino);
+                    } else {
+                        change.put_inline(ino, &content[..size as usize]);
+                    }
+                }
+                inode.size = size;
+                if size == 0 && inode.pages == 0 && !self.cuts.has(ino) {
+                    inode.paged = false;
+                }
+                touch(inode);
+            },
+        )
     }
 
     /// Makes a range read as zeros and frees its pages; the size stays.
@@ -94,26 +101,48 @@ impl Volume {
             return self.punch_inline(ino, offset as usize, end as usize, touch);
         }
         let (first, last) = (offset.next_multiple_of(PAGE), end / PAGE * PAGE);
-        if first > last {
-            self.zero_within_page(ino, offset, end)?;
-        } else {
-            self.zero_within_page(ino, offset, first)?;
-            self.zero_within_page(ino, last, end)?;
-        }
-        let removal = if first < last {
-            Some(self.plan_removal(ino, first / PAGE, last / PAGE)?)
-        } else {
-            None
-        };
-        let _lock = self.lock_inodes(&[ino]);
-        let mut inode = self.require(ino)?;
-        let mut change = self.change(true)?;
-        if let Some(removal) = removal {
-            self.remove(ino, &mut inode, removal, &mut change);
-        }
-        touch(&mut inode);
-        change.put_inode(ino, &inode);
+        self.edit(
+            ino,
+            |edit| {
+                if first > last {
+                    self.zero_within_page(ino, offset, end, edit)?;
+                } else {
+                    self.zero_within_page(ino, offset, first, edit)?;
+                    self.zero_within_page(ino, last, end, edit)?;
+                    self.plan_removal(ino, first / PAGE, last / PAGE, edit)?;
+                }
+                Ok(true)
+            },
+            &|inode, _| touch(inode),
+        )?;
         Ok(())
+    }
+
+    /// Plans an edit, and makes it in one change together with what `finish` does. `plan` says
+    /// whether it frees space. The caller holds the content lock alone.
+    fn edit(
+        &self,
+        ino: u64,
+        plan: impl Fn(&mut Edit) -> Result<bool, Error>,
+        finish: &dyn Fn(&mut Inode, &mut Change),
+    ) -> Result<Inode, Error> {
+        // At most the two pages at the ends of the range are written anew.
+        self.with_space(2, || {
+            let mut edit = Edit::default();
+            let done = plan(&mut edit).and_then(|frees| {
+                let _lock = self.lock_inodes(&[ino]);
+                let mut inode = self.require(ino)?;
+                let mut change = self.change(frees)?;
+                self.apply(ino, &mut inode, &edit, &mut change);
+                finish(&mut inode, &mut change);
+                change.put_inode(ino, &inode);
+                Ok(inode)
+            });
+            if done.is_err() {
+                self.epochs.space.release(&edit.runs);
+            }
+            done
+        })
     }
 
     fn punch_inline(
@@ -139,74 +168,78 @@ impl Volume {
 
     /// Zeros `from..to`, which lies within one page, if that page has content. The caller holds the
     /// content lock alone.
-    fn zero_within_page(&self, ino: u64, from: u64, to: u64) -> Result<(), Error> {
-        let page = from / PAGE;
+    fn zero_within_page(&self, ino: u64, from: u64, to: u64, edit: &mut Edit) -> Result<(), Error> {
+        let (page, run) = (from / PAGE, from / PAGE / RUN_PAGES);
         if from >= to {
             return Ok(());
         }
-        let map = self.page_map(ino, page / RUN_PAGES)?;
-        if map.pages[(page % RUN_PAGES) as usize].is_none() {
+        let mut map = self.edited_map(ino, run, edit)?;
+        let pointer = &mut map.pages[(page % RUN_PAGES) as usize];
+        if pointer.is_none() {
             return Ok(());
         }
         let mut content = vec![0; PAGE_BYTES];
         self.read_pages(ino, page * PAGE, &mut content)?;
         let start = (from % PAGE) as usize;
         content[start..start + (to - from) as usize].fill(0);
-        self.put_pages(ino, page, &content, None, &|_| {})
+        let placed = self.place(ino, page, &content)?;
+        *pointer = placed.pages.first().copied();
+        edit.runs.extend(placed.runs);
+        edit.maps.insert(run, map);
+        Ok(())
+    }
+
+    /// The map of a run as the edit has it so far.
+    fn edited_map(&self, ino: u64, run: u64, edit: &Edit) -> Result<PageMap, Error> {
+        match edit.maps.get(&run) {
+            Some(map) => Ok(map.clone()),
+            None => self.page_map(ino, run),
+        }
     }
 
     /// Finds out what removing the pages `from..to` takes. The caller holds the content lock alone.
-    fn plan_removal(&self, ino: u64, from: u64, to: u64) -> Result<Removal, Error> {
-        let (first_whole, end_whole) = (from.div_ceil(RUN_PAGES), to / RUN_PAGES);
-        let mut removal = Removal {
-            kept: Vec::new(),
-            gone: Vec::new(),
-            cut: None,
-            chunks: from.div_ceil(chunk_pages())..to / chunk_pages(),
-            pages: 0,
-        };
-        let mut edges = vec![from / RUN_PAGES, to / RUN_PAGES];
-        edges.dedup();
-        for run in edges {
-            let pages = run * RUN_PAGES..(run + 1) * RUN_PAGES;
-            let mut map = self.page_map(ino, run)?;
-            if (first_whole..end_whole).contains(&run) || map.is_empty() {
+    fn plan_removal(&self, ino: u64, from: u64, to: u64, edit: &mut Edit) -> Result<(), Error> {
+        let whole = from.div_ceil(RUN_PAGES)..to / RUN_PAGES;
+        for run in [from / RUN_PAGES, to / RUN_PAGES] {
+            let mut map = self.edited_map(ino, run, edit)?;
+            if whole.contains(&run) || map.is_empty() {
                 continue;
             }
+            let pages = run * RUN_PAGES..(run + 1) * RUN_PAGES;
             for page in pages.filter(|page| (from..to).contains(page)) {
                 let old = map.pages[(page % RUN_PAGES) as usize].take();
-                removal.pages += u64::from(old.is_some());
+                edit.pages += u64::from(old.is_some());
             }
-            removal.kept.push((run, map));
+            edit.maps.insert(run, map);
         }
-        if first_whole >= end_whole {
-            return Ok(removal);
+        if whole.is_empty() {
+            return Ok(());
         }
-        let (low, high) = (map_key(ino, first_whole), map_key(ino, end_whole));
+        let (low, high) = (map_key(ino, whole.start), map_key(ino, whole.end));
         let keys = self.keys_of(&low, &high, RUNS_AT_ONCE + 1)?;
         if keys.len() > RUNS_AT_ONCE {
-            removal.cut = Some((first_whole, end_whole));
-            removal.chunks = 0..0;
-            return Ok(removal);
+            edit.cut = Some((whole.start, whole.end));
+            return Ok(());
         }
         for key in keys {
-            let run = u64::from_be_bytes(key[9..17].try_into().expect("a key of this table"));
-            removal.pages += self.page_map(ino, run)?.count();
-            removal.gone.push(run);
+            let run = run_of(&key);
+            edit.pages += self.stored_map(ino, run)?.count();
+            edit.gone.push(run);
         }
-        Ok(removal)
+        edit.chunks = from.div_ceil(chunk_pages())..to / chunk_pages();
+        Ok(())
     }
 
-    fn remove(&self, ino: u64, inode: &mut Inode, removal: Removal, change: &mut Change) {
-        for (run, map) in &removal.kept {
+    fn apply(&self, ino: u64, inode: &mut Inode, edit: &Edit, change: &mut Change) {
+        for (run, map) in &edit.maps {
             change.put_map(self.cipher, ino, *run, map);
         }
         let mut chunks: Vec<u64> = Vec::new();
-        for run in removal.gone {
+        for &run in &edit.gone {
             self.cuts.revive(ino, run, change);
             change.put_map(self.cipher, ino, run, &PageMap::empty());
             let chunk = chunk_of(run * RUN_PAGES);
-            if removal.chunks.contains(&chunk) && chunks.last() != Some(&chunk) {
+            if edit.chunks.contains(&chunk) && chunks.last() != Some(&chunk) {
                 chunks.push(chunk);
             }
         }
@@ -214,11 +247,12 @@ impl Volume {
             self.data_keys.remove(ino, chunk);
             change.delete(dek_key(ino, chunk));
         }
-        if let Some((from, to)) = removal.cut {
+        if let Some((from, to)) = edit.cut {
             self.cuts.add(ino, from, to, change);
         }
-        inode.pages = inode.pages.saturating_sub(removal.pages);
-        change.note_freed(removal.pages);
+        change.refer_to(&edit.runs);
+        inode.pages = inode.pages.saturating_sub(edit.pages);
+        change.note_freed(edit.pages);
     }
 
     /// Removes some of what cut marks cover; false if there are none.
@@ -233,10 +267,8 @@ impl Volume {
         let mut pages = 0;
         let mut runs = Vec::new();
         for key in keys {
-            let run = u64::from_be_bytes(key[9..17].try_into().expect("a key of this table"));
-            if let Some(value) = self.epochs.get(&key)? {
-                pages += PageMap::decode(self.cipher, &value)?.count();
-            }
+            let run = run_of(&key);
+            pages += self.stored_map(ino, run)?.count();
             runs.push(run);
         }
         let upto = if done { to } else { runs.last().map_or(to, |run| run + 1) };
@@ -323,6 +355,11 @@ impl Volume {
         })?;
         Ok(found)
     }
+}
+
+/// The run of a page map's key.
+pub(super) fn run_of(key: &[u8]) -> u64 {
+    u64::from_be_bytes(key[9..17].try_into().expect("a key of this table"))
 }
 
 fn chunk_pages() -> u64 {

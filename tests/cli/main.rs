@@ -6,6 +6,7 @@
 //! volume's id is `$ID`. `ATREST_TRANSCRIPTS=write` writes what the binary says into the files,
 //! for review.
 
+mod damage;
 mod mounting;
 
 use std::fmt::Write as _;
@@ -81,7 +82,8 @@ impl Scenario {
 
     /// `volume NAME`: an empty volume with one passphrase slot, which the file `correct` opens; the
     /// file `wrong` holds another passphrase. `lock NAME`: it is mounted elsewhere. `mkdir`,
-    /// `file NAME TEXT`, `edit NAME A B` (replace text in a file).
+    /// `file NAME TEXT`, `edit NAME A B` (replace text in a file), `break NAME OFFSET`
+    /// (flip a bit).
     fn prepare(&mut self, directive: &str) {
         let mut words = directive.splitn(3, ' ');
         let (verb, name) = (words.next().unwrap(), words.next().unwrap_or_default());
@@ -94,6 +96,11 @@ impl Scenario {
                 let text = fs::read_to_string(&path).unwrap();
                 assert!(text.contains(from), "{from} is not in {}", path.display());
                 fs::write(&path, text.replacen(from, to, 1)).unwrap();
+            }
+            "break" => {
+                let mut bytes = fs::read(&path).unwrap();
+                bytes[rest.parse::<usize>().unwrap()] ^= 1;
+                fs::write(&path, bytes).unwrap();
             }
             "volume" => self.make_volume(&path),
             "lock" => {
@@ -151,7 +158,12 @@ impl Scenario {
 /// The line with what differs from run to run made the same: versions of keys, allocated bytes,
 /// free space, process ids.
 fn volatile(line: &str) -> String {
-    let table = [("key_version ", ','), ("\"key_version\": \"", '"'), ("bytes_on_disk: ", ' ')];
+    let table = [
+        ("key_version ", ','),
+        ("\"key_version\": \"", '"'),
+        ("bytes_on_disk: ", ' '),
+        ("total_bytes: ", ' '),
+    ];
     for (name, end) in table {
         if let Some((before, after)) = line.split_once(name) {
             let rest = after.find(end).map_or("", |at| &after[at..]);

@@ -3,7 +3,6 @@
 use atrest::crypto::{Cipher, Secret, random, wrap};
 use atrest::format::VolumeId;
 use atrest::format::config::{Algorithm, KekReference};
-use atrest::fs::volume::VolumeTree;
 use atrest::key::{KekError, KekErrorKind, KekProvider, VolumeKeys, Wrapped};
 use atrest::storage::Storage;
 use atrest::volume::{OpenError, OpenOptions, OpenReport, Volume};
@@ -88,10 +87,5 @@ impl Volumes {
             OpenOptions { node_cache_bytes: 1 << 20, first_fit: true, ..OpenOptions::default() };
         let (keys, config) = (self.keys.clone(), &self.config);
         Volume::open(storage.clone(), keys, self.id, self.cipher, config, &options)
-    }
-
-    /// Opens it as a filesystem.
-    pub fn tree(&self, storage: &Arc<dyn Storage>) -> Result<VolumeTree, OpenError> {
-        Ok(VolumeTree::new(self.open(storage)?))
     }
 }

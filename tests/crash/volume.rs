@@ -1,5 +1,5 @@
-//! Power cuts while a volume is used: whatever of the unsynced writes reaches the disk, opening finds
-//! exactly the state of the last durable epoch, or of the one that was being made durable.
+//! Power cuts while a volume is used: whatever of the unsynced writes reaches the disk, opening
+//! finds exactly the state of the last durable epoch, or of the one that was being made durable.
 //!
 //! Each script works on the real filesystem over the simulated disk. Before every sync it records
 //! what the whole tree looks like; a mark says that the sync returned.
@@ -72,6 +72,11 @@ fn look_below(tree: &VolumeTree, dir: Ino, path: &str, seen: &mut Seen) -> Resul
     Ok(())
 }
 
+fn open_tree(volumes: &Volumes, storage: &Arc<dyn Storage>) -> Result<VolumeTree, String> {
+    let volume = volumes.open(storage).map_err(|error| format!("does not open: {error}"))?;
+    Ok(VolumeTree::new(volume))
+}
+
 /// What a script works with.
 struct Script<'a> {
     tree: &'a VolumeTree,
@@ -115,7 +120,7 @@ fn cut(name: &'static str, samples: usize, script: impl Fn(&Script)) -> usize {
             let storage: Arc<dyn Storage> = disk.clone();
             disk.stop_recording();
             volumes.create(&storage);
-            let tree = volumes.tree(&storage).expect("open");
+            let tree = VolumeTree::new(volumes.open(&storage).expect("open"));
             states.lock().unwrap().push(look(&tree).expect("empty"));
             disk.start_recording();
             disk.mark(0);
@@ -125,7 +130,7 @@ fn cut(name: &'static str, samples: usize, script: impl Fn(&Script)) -> usize {
         |crash, image| {
             let storage: Arc<dyn Storage> = image.clone();
             let last = *crash.marks.last().unwrap_or(&0) as usize;
-            let tree = volumes.tree(&storage).map_err(|error| format!("does not open: {error}"))?;
+            let tree = open_tree(&volumes, &storage)?;
             let seen = look(&tree)?;
             let states = states.lock().unwrap();
             let candidates = &states[last..states.len().min(last + 2)];
@@ -147,7 +152,7 @@ fn cut(name: &'static str, samples: usize, script: impl Fn(&Script)) -> usize {
             let newest = volume.epochs().superblock().sequence;
             let file = if newest % 2 == 0 { FileId::SuperA } else { FileId::SuperB };
             image.flip_bit(file, 2000, 1);
-            let tree = volumes.tree(&storage).map_err(|e| format!("no way back: {e}"))?;
+            let tree = open_tree(&volumes, &storage).map_err(|e| format!("no way back: {e}"))?;
             let seen = look(&tree).map_err(|error| format!("the way back: {error}"))?;
             let earlier = &states[last.saturating_sub(1)..states.len().min(last + 2)];
             if earlier.contains(&seen) { Ok(()) } else { Err(format!("the way back:\n{seen:#?}")) }

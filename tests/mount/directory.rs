@@ -74,3 +74,58 @@ fn a_directory_that_is_not_empty_is_not_removed() {
     fs::remove_file(mounted.join("d/f")).unwrap();
     fs::remove_dir(mounted.join("d")).unwrap();
 }
+
+#[test]
+fn a_directory_of_50000_entries_is_listed_whole() {
+    let mounted = Mounted::new();
+    let directory = mounted.join("large");
+    fs::create_dir(&directory).unwrap();
+    let name = |index: u32| format!("entry-{index:05}");
+    for index in 0..50_000 {
+        // Directories' entries are the matter, not files: links are the fastest to make.
+        if index % 1_000 == 0 {
+            fs::write(directory.join(name(index)), index.to_string()).unwrap();
+        } else {
+            let first = directory.join(name(index - index % 1_000));
+            fs::hard_link(first, directory.join(name(index))).unwrap();
+        }
+    }
+    for moment in ["before", "after"] {
+        let listed: BTreeSet<_> = fs::read_dir(&directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        let expected: BTreeSet<_> = (0..50_000).map(name).collect();
+        assert!(listed == expected, "{} entries {moment} the remount", listed.len());
+        mounted.remount();
+    }
+    assert_eq!(fs::read(directory.join(name(49_999))).unwrap(), b"49000");
+    fs::remove_dir_all(&directory).unwrap();
+    assert_eq!(fs::read_dir(mounted.path()).unwrap().count(), 0);
+}
+
+/// Entries that come while a directory is listed may or may not be seen; those that stay are seen
+/// once.
+#[test]
+fn a_listing_survives_additions_and_renames() {
+    let mounted = Mounted::new();
+    for index in 0..2_000 {
+        fs::write(mounted.join(format!("stays-{index}")), "").unwrap();
+        fs::write(mounted.join(format!("moves-{index}")), "").unwrap();
+    }
+    mounted.remount();
+    let mut stays = Vec::new();
+    for (count, entry) in fs::read_dir(mounted.path()).unwrap().enumerate() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if name.starts_with("stays-") {
+            stays.push(name);
+        }
+        if count < 2_000 {
+            let from = mounted.join(format!("moves-{count}"));
+            fs::rename(from, mounted.join(format!("moved-{count}"))).unwrap();
+            fs::write(mounted.join(format!("new-{count}")), "").unwrap();
+        }
+    }
+    let unique: BTreeSet<_> = stays.iter().collect();
+    assert_eq!((stays.len(), unique.len()), (2_000, 2_000));
+}

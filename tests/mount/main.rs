@@ -12,4 +12,7 @@ mod holes;
 mod links;
 mod locks;
 mod metadata;
+mod nameless;
 mod rename;
+mod shared;
+mod xattr;

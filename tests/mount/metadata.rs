@@ -90,3 +90,64 @@ fn statfs_reports_space_and_names_of_255_bytes() {
     assert_eq!(info.name_max(), 255);
     assert!(info.blocks() > 0 && info.blocks_available() <= info.blocks());
 }
+
+#[test]
+fn space_that_files_take_is_reported() {
+    let mounted = Mounted::new();
+    if !mounted.is_atrest() {
+        return;
+    }
+    let of = || nix::sys::statvfs::statvfs(mounted.path()).unwrap();
+    let before = of();
+    fs::write(mounted.join("file"), vec![1; 20_000_000]).unwrap();
+    File::open(mounted.join("file")).unwrap().sync_all().unwrap();
+    let after = of();
+    assert_eq!(after.files() - after.files_free(), before.files() - before.files_free() + 1);
+    // Others use the disk below too; the file's own blocks are exact.
+    assert_eq!(
+        fs::metadata(mounted.join("file")).unwrap().blocks(),
+        20_000_000_u64.div_ceil(4_096) * 8
+    );
+}
+
+/// The oldest and the latest time that a `struct timespec` holds, as `touch` may be told.
+#[test]
+fn times_far_away_come_back() {
+    let mounted = Mounted::new();
+    if !mounted.is_atrest() {
+        // Not every filesystem has 64 bits for the seconds.
+        return;
+    }
+    use rustix::fs::{AtFlags, Timespec, Timestamps, utimensat};
+    let path = mounted.join("file");
+    File::create(&path).unwrap();
+    for seconds in [i64::MIN, -2_208_988_800, -1, 0, 1 << 40, i64::MAX] {
+        let time = Timespec { tv_sec: seconds, tv_nsec: 999_999_999 };
+        let both = Timestamps { last_access: time, last_modification: time };
+        utimensat(rustix::fs::CWD, &path, &both, AtFlags::empty()).unwrap();
+        mounted.remount();
+        let found = fs::metadata(&path).unwrap();
+        // The kernel cuts nanoseconds off at either end (`timestamp_truncate`, fs/inode.c).
+        let at_end = seconds == i64::MIN || seconds == i64::MAX;
+        let nanoseconds = if at_end { 0 } else { 999_999_999 };
+        assert_eq!((found.mtime(), found.mtime_nsec()), (seconds, nanoseconds));
+        assert_eq!((found.atime(), found.atime_nsec()), (seconds, nanoseconds));
+    }
+}
+
+/// Owners change what they may; who may not is refused, and set-user-ID goes with the owner.
+#[test]
+fn changing_the_owner_clears_set_user_id() {
+    let mounted = Mounted::new();
+    if !crate::mounted::is_root() {
+        eprintln!("skipped: only root changes owners");
+        return;
+    }
+    let path = mounted.join("file");
+    File::create(&path).unwrap();
+    fs::set_permissions(&path, Permissions::from_mode(0o6755)).unwrap();
+    std::os::unix::fs::chown(&path, Some(1234), Some(4321)).unwrap();
+    mounted.remount();
+    let found = fs::metadata(&path).unwrap();
+    assert_eq!((found.uid(), found.gid(), found.mode() & 0o7777), (1234, 4321, 0o755));
+}

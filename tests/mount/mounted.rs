@@ -1,5 +1,7 @@
 //! A volume of one test: made, mounted, and unmounted again whatever happens.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -23,8 +25,10 @@ impl Mounted {
         assert!(Path::new("/dev/fuse").exists(), "these tests need /dev/fuse");
         let scratch = TempDir::with_prefix("atrest-mount-test.").expect("a temporary directory");
         let mount = scratch.path().join("mnt");
-        for name in ["mnt", "keys", "state"] {
-            std::fs::create_dir(scratch.path().join(name)).expect("a directory");
+        for (name, mode) in [("mnt", 0o755), ("keys", 0o700), ("state", 0o700)] {
+            // A key store that others can read is refused.
+            let made = DirBuilder::new().mode(mode).create(scratch.path().join(name));
+            made.expect("a directory");
         }
         let mounted = Self { scratch, mount, is_atrest: true };
         mounted.atrest(&["init".as_ref(), mounted.volume().as_ref()]);
@@ -35,6 +39,11 @@ impl Mounted {
     /// The directory to work in.
     pub fn path(&self) -> &Path {
         &self.mount
+    }
+
+    /// Whether this is a volume of ours, and not a directory to try the tests on.
+    pub fn is_atrest(&self) -> bool {
+        self.is_atrest
     }
 
     /// A path below it.
@@ -104,4 +113,9 @@ impl Drop for Mounted {
             panic!("{} could not be unmounted", self.mount.display());
         }
     }
+}
+
+/// Whether these tests may do what only root may.
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
 }

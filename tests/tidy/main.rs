@@ -55,6 +55,65 @@ fn source_is_tidy() {
     assert!(problems.is_empty(), "\n{}\n", problems.join("\n"));
 }
 
+/// The map of the source in README.md names every directory of `src`, and nothing else.
+#[test]
+fn readme_maps_the_source() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(root.join("README.md")).expect("README.md is readable");
+    let entries = std::fs::read_dir(root.join("src")).expect("a directory");
+    let paths = entries.map(|entry| entry.expect("an entry").path()).filter(|path| path.is_dir());
+    let directories: BTreeSet<String> = paths
+        .map(|path| path.file_name().expect("it has one").to_str().expect("ASCII").to_owned())
+        .collect();
+    assert!(directories.len() > 5, "the source was not found");
+    let problems = check_map(&text, &directories);
+    assert!(problems.is_empty(), "\n{}\n", problems.join("\n"));
+}
+
+/// Contradictions between the lines of a README that begin a table's row with a directory of `src`,
+/// and the directories that there are.
+fn check_map(readme: &str, directories: &BTreeSet<String>) -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut mapped = BTreeSet::new();
+    for (number, line) in (1..).zip(readme.lines()) {
+        let Some(rest) = line.strip_prefix("| `src/") else { continue };
+        let (name, description) = rest.split_once('`').unwrap_or((rest, ""));
+        if !directories.contains(name) {
+            problems.push(format!("README.md:{number}: there is no src/{name}; drop the line"));
+        }
+        if !mapped.insert(name.to_owned()) {
+            problems.push(format!("README.md:{number}: src/{name} is there twice; drop one"));
+        }
+        if !description.contains(char::is_alphabetic) {
+            problems.push(format!("README.md:{number}: say what src/{name} is"));
+        }
+    }
+    let missing = directories.difference(&mapped);
+    problems.extend(missing.map(|name| format!("README.md: add src/{name} to the source map")));
+    problems
+}
+
+/// Each contradiction is said, and a map that is right passes.
+#[test]
+fn the_map_bites() {
+    let directories = ["fs", "key"].map(str::to_owned).into();
+    let right = "| Directory | What |\n| `src/fs` | files |\n| `src/key` | keys |\n";
+    assert_eq!(check_map(right, &directories), Vec::<String>::new());
+    let cases = [
+        ("| `src/fs` | files |\n", "add src/key"),
+        ("| `src/fs` | files |\n| `src/key` | keys |\n| `src/old` | gone |\n", "no src/old"),
+        ("| `src/fs` | files |\n| `src/key` | keys |\n| `src/fs` | again |\n", "twice"),
+        ("| `src/fs` | files |\n| `src/key` | |\n", "say what src/key is"),
+    ];
+    for (readme, expected) in cases {
+        let problems = check_map(readme, &directories);
+        assert!(
+            problems.len() == 1 && problems[0].contains(expected),
+            "{expected:?} is to be said of {readme:?}, not {problems:?}"
+        );
+    }
+}
+
 /// All Rust files under a directory.
 fn collect(directory: &Path, paths: &mut Vec<std::path::PathBuf>) {
     for entry in std::fs::read_dir(directory).expect("a directory") {

@@ -228,3 +228,68 @@ fn every_node_is_healed_from_its_second_copy() {
         assert_eq!(read_all(&volume, ino), pattern(ino, 500));
     }
 }
+
+/// A large truncation only marks what it cuts off; many separate writes into what was cut off keep
+/// their content, and so does everything else when the background job gets there.
+#[test]
+fn writes_into_a_cut_are_kept() {
+    let (volumes, _, storage) = setup(Cipher::Aes256Gcm);
+    let volume = volumes.open(&storage).expect("open");
+    let ino = new_file(&volume);
+    let run = 128 << 10;
+    for index in 0..1500 {
+        volume.write(ino, index * run, &pattern(index, 4096), &|_| {}).expect("write");
+    }
+    volume.sync().expect("sync");
+    volume.truncate(ino, 0, &|_| {}).expect("truncate");
+    for index in 0..200 {
+        let at = index * 7 * run;
+        volume.write(ino, at, &pattern(index + 9, 4096), &|_| {}).expect("write");
+    }
+    volume.sync().expect("sync");
+    let volume = volumes.open(&storage).expect("reopen");
+    volume.start();
+    volume.sync().expect("sync");
+    let mut buffer = Vec::new();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while volume.inode(ino).expect("inode").expect("exists").pages != 200 {
+        assert!(std::time::Instant::now() < deadline, "the cut is never worked off");
+        volume.write(ino, 0, &pattern(9, 4096), &|_| {}).expect("write");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    for index in 0..1500 {
+        volume.read(ino, index * run, 4096, &mut buffer).expect("read");
+        let written = (index % 7 == 0 && index / 7 < 200).then(|| pattern(index / 7 + 9, 4096));
+        let expected = written.unwrap_or(vec![0; 4096]);
+        let end = buffer.len();
+        assert_eq!(buffer, expected[..end], "run {index}");
+    }
+    volume.close().expect("close");
+    let volume = volumes.open(&storage).expect("reopen");
+    check_space(&volume);
+}
+
+/// If the newest tree lost both copies of its root, the state before opens.
+#[test]
+fn a_lost_root_leads_to_the_older_superblock() {
+    let (volumes, disk, storage) = setup(Cipher::Aes256Gcm);
+    let volume = volumes.open(&storage).expect("open");
+    let ino = new_file(&volume);
+    volume.write(ino, 0, &pattern(1, 3000), &|_| {}).expect("write");
+    volume.sync().expect("sync");
+    volume.write(ino, 0, &pattern(2, 3000), &|_| {}).expect("write");
+    volume.sync().expect("sync");
+    let root = volume.epochs().root().expect("a root").pointer;
+    drop(volume);
+    for slot in root.slots {
+        disk.flip_bit(FileId::Segment(slot.segment()), slot.offset() + 7, 1);
+    }
+    let (volume, report) = volumes.open_reported(&storage).expect("the older state opens");
+    assert_eq!(report.refused.len(), 1, "{report:?}");
+    assert_eq!(read_all(&volume, ino), pattern(1, 3000));
+    volume.write(ino, 0, &pattern(3, 3000), &|_| {}).expect("write");
+    volume.close().expect("close");
+    let volume = volumes.open(&storage).expect("reopen");
+    assert_eq!(read_all(&volume, ino), pattern(3, 3000));
+    check_space(&volume);
+}

@@ -59,6 +59,14 @@ impl VolumeTree {
         Self { volume, handles: Handles::default(), moves: Mutex::new(()), sizes }
     }
 
+    /// Keeps every inode that loses its last name until [`Tree::forget`] says that nobody holds it.
+    /// For a tree under a kernel, which holds what it removes and says when it lets go.
+    #[must_use]
+    pub fn discard_when_forgotten(mut self) -> Self {
+        self.handles.wait_for_forget();
+        self
+    }
+
     fn inode(&self, ino: Ino) -> Result<Inode, Error> {
         self.volume.inode(ino).map_err(failed("reading the attributes", ino))?.ok_or(Error::Stale)
     }
@@ -122,8 +130,11 @@ impl Tree for VolumeTree {
         self.find(parent, name)
     }
 
-    /// Nothing to do: what is not open is discarded when its last name goes.
-    fn forget(&self, _ino: Ino) {}
+    fn forget(&self, ino: Ino) {
+        if self.handles.forget(ino) {
+            self.discard(ino);
+        }
+    }
 
     fn getattr(&self, ino: Ino) -> Result<Attr, Error> {
         attributes::attr(ino, &self.inode(ino)?)
