@@ -8,7 +8,8 @@
 //! Dependencies point down, and `tests/tidy` enforces it:
 //!
 //! ```text
-//! main -> cli -> daemon -> fuse -> fs -> volume -> { epoch, tree, space, key } -> { format, crypto, storage } -> sys
+//! main -> cli -> daemon -> fuse -> fs -> volume
+//!     -> { epoch, tree, space, key } -> { format, crypto, storage } -> sys
 //! ```
 //!
 //! Start with [`manual::architecture`]; the bytes on disk are in [`manual::format`].

@@ -18,10 +18,9 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Make a volume
-    #[command(
-        after_help = "Examples:\n  atrest init /srv/vault\n  atrest init /srv/vault --kek passphrase:\n  \
-        atrest init /srv/vault --kek local:web"
-    )]
+    #[command(after_help = "Examples:\n  atrest init /srv/vault\n  \
+        atrest init /srv/vault --kek passphrase:\n  \
+        atrest init /srv/vault --kek local:web")]
     Init(InitArgs),
     /// Mount a volume
     #[command(after_help = "Examples:\n  atrest mount /srv/vault /mnt/clear\n  \

@@ -242,8 +242,8 @@ impl Epochs {
         let shown: Vec<String> = owners.iter().take(LOST_SHOWN).map(u64::to_string).collect();
         let more = if owners.len() > LOST_SHOWN { " and others" } else { "" };
         log::error!(
-            "{lost} changes are lost: they belong into a damaged tree node, in slots {} and {}; they \
-             are of inodes {}{more}. Run `atrest fsck` to see what it held",
+            "{lost} changes are lost: they belong into a damaged tree node, in slots {} and {}; \
+             they are of inodes {}{more}. Run `atrest fsck` to see what it held",
             pointer.slots[0].0,
             pointer.slots[1].0,
             shown.join(", ")
@@ -388,7 +388,8 @@ impl Epochs {
             source = cause.source();
         }
         log::error!(
-            "writing stopped: {text}. What was synced is safe. Unmount the volume and mount it again"
+            "writing stopped: {text}. What was synced is safe. Unmount the volume and mount it \
+             again"
         );
         let reason: Arc<str> = text.into();
         *self.poisoned.lock() = Some(reason.clone());

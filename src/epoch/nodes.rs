@@ -26,14 +26,18 @@ const WRITE_NODES: usize = 256;
 pub(super) const LEVEL_DELTA: u8 = 0xff;
 
 type Page = Box<[u8; PAGE_BYTES]>;
+/// Nodes by the slot of their first copy, each with the pointer that it was read by.
+type CacheShard = Mutex<LruCache<u64, (NodePointer, Arc<Node>)>>;
+/// Key epoch and salt.
+type SealingKeyId = (u32, [u8; 16]);
 
 /// Reads tree nodes. Safe to share between threads.
 pub(super) struct NodeStore {
     storage: Arc<dyn Storage>,
     keys: Arc<VolumeKeys>,
     volume_id: VolumeId,
-    cache: Vec<Mutex<LruCache<u64, (NodePointer, Arc<Node>)>>>,
-    sealing: Mutex<LruCache<(u32, [u8; 16]), Arc<PageKey>>>,
+    cache: Vec<CacheShard>,
+    sealing: Mutex<LruCache<SealingKeyId, Arc<PageKey>>>,
     /// Nothing is written, so nothing is restored.
     read_only: bool,
     pub(super) damage: DamageCounters,
@@ -75,7 +79,7 @@ impl NodeStore {
         }
     }
 
-    fn shard(&self, slot: Slot) -> &Mutex<LruCache<u64, (NodePointer, Arc<Node>)>> {
+    fn shard(&self, slot: Slot) -> &CacheShard {
         &self.cache[slot.0 as usize % CACHE_SHARDS]
     }
 

@@ -190,8 +190,8 @@ impl Epochs {
                 continue;
             }
             log::error!(
-                "data/{segment:08} is missing, and with it {used} slots that were in use; restore it \
-                 from a backup before anything else is written"
+                "data/{segment:08} is missing, and with it {used} slots that were in use; restore \
+                 it from a backup before anything else is written"
             );
             let file = FileId::Segment(segment);
             self.storage

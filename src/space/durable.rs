@@ -10,6 +10,8 @@ pub const PIECE_BYTES: usize = 1024;
 pub const PIECE_SLOTS: u64 = PIECE_BYTES as u64 * 8;
 
 type Piece = Box<[u8; PIECE_BYTES]>;
+/// Segment and number of a piece, and its bits if any is set.
+pub type ChangedPiece = ((u32, u8), Option<[u8; PIECE_BYTES]>);
 
 /// Used bits by piece; a piece without a used slot is absent.
 #[derive(Clone, Default)]
@@ -50,7 +52,7 @@ impl DurableBitmaps {
     }
 
     /// Hands out the pieces that changed since the last call; `None` is a piece without used slots.
-    pub fn take_changed(&mut self) -> Vec<((u32, u8), Option<[u8; PIECE_BYTES]>)> {
+    pub fn take_changed(&mut self) -> Vec<ChangedPiece> {
         let changed = std::mem::take(&mut self.changed);
         let bits = |key: (u32, u8)| {
             let bits = self.pieces.get(&key).filter(|bits| bits.iter().any(|&byte| byte != 0));

@@ -174,13 +174,13 @@ pub fn allocated(file: impl AsFd) -> io::Result<Vec<Range<u64>>> {
             }
             Err(error) => return Err(error.into()),
         }
-        let extents = map.extents.iter().take(map.mapped_extents as usize);
+        let mut extents = map.extents.iter().take(map.mapped_extents as usize);
         for extent in extents.clone() {
             if extent.flags & FileExtent::NOT_IN_PLACE == 0 {
                 ranges.push(extent.logical..extent.logical.saturating_add(extent.length));
             }
         }
-        match extents.last() {
+        match extents.next_back() {
             Some(last) if last.flags & FileExtent::LAST == 0 && last.length > 0 => {
                 start = last.logical.saturating_add(last.length);
             }

@@ -15,7 +15,10 @@ const KEYS_CACHED: usize = 8192;
 
 /// Set-up DEKs, by inode and chunk. Inode numbers are never reused, so an entry is never wrong; it
 /// goes when its chunk does.
-pub(super) struct DataKeys(Vec<Mutex<LruCache<(u64, u64), Arc<PageKey>>>>);
+pub(super) struct DataKeys(Vec<Shard>);
+
+/// Keys by inode and chunk.
+type Shard = Mutex<LruCache<(u64, u64), Arc<PageKey>>>;
 
 impl DataKeys {
     pub(super) fn new() -> Self {
@@ -23,7 +26,7 @@ impl DataKeys {
         Self((0..SHARDS).map(|_| Mutex::new(LruCache::new(keys))).collect())
     }
 
-    fn shard(&self, ino: u64, chunk: u64) -> &Mutex<LruCache<(u64, u64), Arc<PageKey>>> {
+    fn shard(&self, ino: u64, chunk: u64) -> &Shard {
         &self.0[(ino.wrapping_mul(31).wrapping_add(chunk)) as usize % SHARDS]
     }
 

@@ -379,7 +379,8 @@ impl Volume {
         attempt()
     }
 
-    /// Total and free space in 4 KiB pages, and inodes in use.
+    /// Total and free space in 4 KiB pages, and inodes in use. What is used is what this volume
+    /// uses: total is that and what is free, so it changes with what others do on the disk below.
     pub fn space(&self) -> (u64, u64, u64) {
         let capacity = self.storage.capacity().unwrap_or_default();
         let page = PAGE_BYTES as u64;
@@ -387,8 +388,7 @@ impl Volume {
         let reserve = self.epochs.space.reserve_total();
         let free = (capacity.free_bytes / page + backed_free).saturating_sub(reserve);
         let free = if self.epochs.is_full() { 0 } else { free };
-        let total = (capacity.total_bytes / page).max(used + free);
-        (total, free, self.live.inodes.load(Ordering::Relaxed))
+        (used + free, free, self.live.inodes.load(Ordering::Relaxed))
     }
 
     /// The wall clock.

@@ -14,6 +14,9 @@ pub(super) const PART_BYTES: usize = INLINE_BYTES_MAX as usize;
 /// Freed slots for which epochs are ended at once when a full disk refuses an operation.
 const WORTH_AN_EPOCH_SLOTS: u64 = 256;
 
+/// Sees an entry's cookie, inode, kind and name; false ends the visit.
+pub type VisitEntry<'a> = dyn FnMut(u64, u64, u8, &[u8]) -> bool + 'a;
+
 /// A set of record changes that become durable together. Puts do not fail.
 pub struct Change<'a> {
     inner: epoch::Change<'a>,
@@ -61,12 +64,7 @@ impl Volume {
 
     /// Visits entries with a cookie above `after`, ascending, until `visit` returns false:
     /// `visit(cookie, ino, kind, name)`. `visit` may call other read methods of the volume.
-    pub fn entries(
-        &self,
-        parent: u64,
-        after: u64,
-        visit: &mut dyn FnMut(u64, u64, u8, &[u8]) -> bool,
-    ) -> Result<(), Error> {
+    pub fn entries(&self, parent: u64, after: u64, visit: &mut VisitEntry) -> Result<(), Error> {
         let from = record::key(Table::Cookie, parent, &after.saturating_add(1).to_be_bytes());
         let to = record::key(Table::Cookie, parent, &[0xff; 9]);
         let mut malformed = false;

@@ -63,8 +63,14 @@ impl Mounted {
         self.scratch.path().join("volume")
     }
 
+    fn log(&self) -> PathBuf {
+        self.scratch.path().join("atrest.log")
+    }
+
     fn start(&self) {
-        self.atrest(&["mount".as_ref(), self.volume().as_ref(), self.mount.as_os_str()]);
+        let (volume, log) = (self.volume(), self.log());
+        let place = self.mount.as_os_str();
+        self.atrest(&["mount".as_ref(), "--log".as_ref(), log.as_ref(), volume.as_ref(), place]);
         assert!(self.is_mounted(), "`atrest mount` returned before the mount was usable");
     }
 
@@ -76,7 +82,7 @@ impl Mounted {
 
     fn atrest(&self, arguments: &[&std::ffi::OsStr]) {
         // Not captured: a daemon that inherited a pipe would keep it open.
-        let log = self.scratch.path().join("atrest.log");
+        let log = self.log();
         let open = || std::fs::File::options().create(true).append(true).open(&log);
         let status = Command::new(env!("CARGO_BIN_EXE_atrest"))
             .args(arguments)
@@ -105,6 +111,11 @@ impl Drop for Mounted {
             .stdin(Stdio::null())
             .status();
         if unmounted.is_ok_and(|status| status.success()) && !self.is_mounted() {
+            let log = std::fs::read_to_string(self.log()).unwrap_or_default();
+            let defect = log.lines().find(|line| line.contains("panicked"));
+            if let (Some(defect), false) = (defect, std::thread::panicking()) {
+                panic!("the daemon panicked: {defect}");
+            }
             return;
         }
         // Nothing may be left, not even by a test that fails.
