@@ -14,7 +14,7 @@ use super::keys;
 use crate::crypto::{Cipher, random};
 use crate::daemon::{self, VolumeControl, paths};
 use crate::format::VolumeId;
-use crate::format::config::{Config, UnverifiedConfig};
+use crate::format::config::Config;
 use crate::fs::Tree;
 use crate::fs::volume::{VolumeTree, make_root, recover};
 use crate::key::pin::{Freshness, Pin, PinStore, check as check_pin};
@@ -215,18 +215,14 @@ impl VolumeControl for Control {
     }
 
     fn replace_config(&self, bytes: &[u8]) -> Result<(), String> {
-        let config = UnverifiedConfig::decode(bytes).map_err(|error| error.to_string())?;
-        let claims = config.claims();
+        let config = self.keys.verify_config(bytes).map_err(|error| chain(&error))?;
         let generation = self.generation.load(Ordering::Relaxed);
-        if claims.volume_id != self.volume.volume_id() {
-            return Err("it is the configuration of another volume".to_owned());
-        }
-        if claims.generation <= generation {
+        let newer = config.data().generation;
+        if newer <= generation {
             return Err(format!("it is not newer than generation {generation}"));
         }
-        let generation = claims.generation;
-        self.volume.replace_config(bytes).map_err(|error| chain(&error))?;
-        self.generation.store(generation, Ordering::Relaxed);
+        self.volume.replace_config(config.bytes()).map_err(|error| chain(&error))?;
+        self.generation.store(newer, Ordering::Relaxed);
         Ok(())
     }
 

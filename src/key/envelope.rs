@@ -172,6 +172,30 @@ impl VolumeKeys {
         Ok(Opened { config, keys, slot, provider, failures })
     }
 
+    /// Verifies a configuration of this volume with the keys that are here, for a daemon that is
+    /// told to take it over: it must have exactly these epochs, and the MAC of each must verify.
+    ///
+    /// # Errors
+    /// [`KeyError::Config`]: of the form, or [`ConfigError::MacMismatch`] with an epoch that is not
+    /// this volume's, whose MAC does not verify, or that is missing.
+    pub fn verify_config(&self, bytes: &[u8]) -> Result<Config, KeyError> {
+        let unverified = UnverifiedConfig::decode(bytes)?;
+        let claims = unverified.claims();
+        if claims.volume_id != self.volume_id || claims.cipher != self.cipher.name() {
+            return Err(ConfigError::MacMismatch(self.current_epoch()).into());
+        }
+        let has = |epoch: &u32| claims.epochs.iter().any(|(claimed, _)| claimed == epoch);
+        if let Some(missing) = self.epochs().find(|epoch| !has(epoch)) {
+            return Err(ConfigError::MacMismatch(missing).into());
+        }
+        let config = unverified.verify(|epoch, covered, mac| {
+            self.epoch(epoch).is_some_and(|keys| {
+                kdf::mac_verify(&mac_key(&keys.volume_key, self.volume_id), covered, mac)
+            })
+        })?;
+        Ok(config)
+    }
+
     /// The volume.
     pub fn volume_id(&self) -> VolumeId {
         self.volume_id

@@ -292,6 +292,36 @@ fn forged_epochs_are_refused() {
     assert_ne!(replaced.pin(), keys.pin());
 }
 
+/// A daemon takes over only a configuration that was made with its own keys: not one with an epoch
+/// more or less, not one of another volume, not one that was changed.
+#[test]
+fn a_configuration_is_verified_with_keys_at_hand() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let options = options(directory.path());
+    let (config, keys) = create(&options);
+    assert_eq!(keys.verify_config(config.bytes()).expect("its own").bytes(), config.bytes());
+    let local = provider("local:other", &options);
+    let (next, _) = keys.add_slot(&config, &*local).expect("a second slot");
+    assert_eq!(keys.verify_config(next.bytes()).expect("made with its keys").data().slots.len(), 2);
+
+    let epoch_of = |keys: &VolumeKeys, bytes: &[u8]| match keys.verify_config(bytes) {
+        Err(KeyError::Config(ConfigError::MacMismatch(epoch))) => epoch,
+        other => panic!("{:?}", other.map(|config| config.data().generation)),
+    };
+    let forged = forge(&config, |data, _| data.generation += 1, &[1]);
+    assert_eq!(epoch_of(&keys, forged.bytes()), 1);
+    let forged = forge(&config, |data, _| data.generation += 1, &[]);
+    assert_eq!(epoch_of(&keys, forged.bytes()), 1, "a MAC of other bytes");
+    let (two_epochs, newer) = keys.add_epoch(&config, &options).expect("rotation");
+    assert_eq!(epoch_of(&keys, two_epochs.bytes()), 2, "an epoch that is not known here");
+    assert_eq!(epoch_of(&newer, config.bytes()), 2, "an epoch of ours is missing");
+    let other = VolumeId([9; 16]);
+    let (stranger, _) =
+        VolumeKeys::create(other, Cipher::Aes256Gcm, &*provider("local:default", &options))
+            .expect("another volume");
+    assert_eq!(epoch_of(&keys, stranger.bytes()), 1);
+}
+
 /// A slot of another volume under the same KEK does not open this one.
 #[test]
 fn slots_do_not_move_between_volumes() {
