@@ -105,6 +105,9 @@ pub struct MountArgs {
     /// Mount options, comma-separated; see the manual
     #[arg(short, value_name = "OPTIONS", value_delimiter = ',')]
     pub options: Vec<String>,
+    /// Write nothing, like -o ro: for a volume that is damaged or on a read-only disk
+    #[arg(long)]
+    pub read_only: bool,
     /// Do not fork; end when it is unmounted
     #[arg(short, long)]
     pub foreground: bool,
@@ -135,8 +138,8 @@ pub struct UmountArgs {
 /// `atrest status`
 #[derive(Args, Debug)]
 pub struct StatusArgs {
-    /// Mount point, or directory of the volume
-    pub path: PathBuf,
+    /// Mount point, or directory of the volume; without it: everything that is mounted
+    pub path: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

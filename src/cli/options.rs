@@ -54,6 +54,7 @@ pub fn parse(arguments: &MountArgs, source: PathBuf) -> Result<Parsed, Failure> 
         nonempty: false,
         log: arguments.log.clone(),
     };
+    parsed.mount.read_only |= arguments.read_only;
     for option in arguments.options.iter().filter(|option| !option.is_empty()) {
         let understood = match option.split_once('=') {
             Some((name, value)) => parsed.set(name, value),

@@ -63,8 +63,7 @@ pub fn config(volume: &Path) -> Result<UnverifiedConfig, Failure> {
 /// # Errors
 /// Those of reading the mount table.
 pub fn find_mount(path: &Path) -> Result<Option<Mount>, Failure> {
-    let table = mount::mounts();
-    let table = table.map_err(|error| Failure::io("read", Path::new("/proc"), &error))?;
+    let table = mount_table()?;
     let ours = |mount: &&Mount| mount.kind == mount::TYPE;
     let typed = lexical(path);
     if let Some(mount) = table.iter().rev().find(|mount| mount.mountpoint == typed) {
@@ -74,6 +73,20 @@ pub fn find_mount(path: &Path) -> Result<Option<Mount>, Failure> {
     let found = table.iter().rev().filter(ours);
     let mut found = found.filter(|m| m.mountpoint == canonical || m.source == canonical);
     Ok(found.next().cloned())
+}
+
+/// All mounts of atrest that this process sees.
+///
+/// # Errors
+/// If the mount table cannot be read.
+pub fn all_mounts() -> Result<Vec<Mount>, Failure> {
+    let mut table = mount_table()?;
+    table.retain(|mount| mount.kind == mount::TYPE);
+    Ok(table)
+}
+
+fn mount_table() -> Result<Vec<Mount>, Failure> {
+    mount::mounts().map_err(|error| Failure::io("read", Path::new("/proc"), &error))
 }
 
 /// The path made absolute, with its parent resolved but not itself.

@@ -20,10 +20,41 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// # Errors
 /// The path is neither, or the configuration is refused.
 pub fn run(arguments: &StatusArgs) -> Result<(), Failure> {
-    let mounted = place::find_mount(&arguments.path)?;
+    let Some(path) = &arguments.path else { return run_for_all(arguments.json) };
+    print(&of_path(path)?, arguments.json);
+    Ok(())
+}
+
+/// Prints the state of everything that is mounted.
+fn run_for_all(as_json: bool) -> Result<(), Failure> {
+    let mounts = place::all_mounts()?;
+    let all = mounts.iter().map(|mount| {
+        // Somebody else's volume is listed, and why nothing more is known of it.
+        of_path(&mount.mountpoint).unwrap_or_else(|failure| {
+            let mountpoint = json!(mount.mountpoint.to_string_lossy());
+            let error = json!(failure.to_string());
+            Map::from_iter([("mountpoint".to_owned(), mountpoint), ("error".to_owned(), error)])
+        })
+    });
+    let all: Vec<_> = all.collect();
+    if as_json {
+        println!("{:#}", Value::Array(all.into_iter().map(Value::Object).collect()));
+        return Ok(());
+    }
+    for (index, status) in all.iter().enumerate() {
+        if index > 0 {
+            println!();
+        }
+        print(status, false);
+    }
+    Ok(())
+}
+
+fn of_path(path: &Path) -> Result<Map<String, Value>, Failure> {
+    let mounted = place::find_mount(path)?;
     let volume = match &mounted {
         Some(mount) => mount.source.clone(),
-        None => place::volume(&arguments.path)?,
+        None => place::volume(path)?,
     };
     let mut status = of_config(&volume)?;
     status.insert("mounted".to_owned(), json!(mounted.is_some()));
@@ -32,8 +63,7 @@ pub fn run(arguments: &StatusArgs) -> Result<(), Failure> {
     }
     of_holder(&volume, &mut status);
     of_daemon(&mut status);
-    print(&status, arguments.json);
-    Ok(())
+    Ok(status)
 }
 
 fn of_config(volume: &Path) -> Result<Map<String, Value>, Failure> {
