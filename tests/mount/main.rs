@@ -13,6 +13,7 @@ mod links;
 mod locks;
 mod metadata;
 mod nameless;
+mod readonly;
 mod rename;
 mod shared;
 mod xattr;

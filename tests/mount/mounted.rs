@@ -32,7 +32,7 @@ impl Mounted {
         }
         let mounted = Self { scratch, mount, is_atrest: true };
         mounted.atrest(&["init".as_ref(), mounted.volume().as_ref()]);
-        mounted.start();
+        mounted.start(&[]);
         mounted
     }
 
@@ -53,9 +53,14 @@ impl Mounted {
 
     /// Unmounts and mounts again: what is seen afterwards comes from the disk.
     pub fn remount(&self) {
+        self.remount_with(&[]);
+    }
+
+    /// As [`Mounted::remount`], with options for `atrest mount`.
+    pub fn remount_with(&self, options: &[&str]) {
         if self.is_atrest {
             self.atrest(&["umount".as_ref(), self.mount.as_os_str()]);
-            self.start();
+            self.start(options);
         }
     }
 
@@ -67,10 +72,13 @@ impl Mounted {
         self.scratch.path().join("atrest.log")
     }
 
-    fn start(&self) {
+    fn start(&self, options: &[&str]) {
         let (volume, log) = (self.volume(), self.log());
         let place = self.mount.as_os_str();
-        self.atrest(&["mount".as_ref(), "--log".as_ref(), log.as_ref(), volume.as_ref(), place]);
+        let mut arguments: Vec<&std::ffi::OsStr> =
+            vec!["mount".as_ref(), "--log".as_ref(), log.as_ref(), volume.as_ref(), place];
+        arguments.extend(options.iter().map(std::ffi::OsStr::new));
+        self.atrest(&arguments);
         assert!(self.is_mounted(), "`atrest mount` returned before the mount was usable");
     }
 

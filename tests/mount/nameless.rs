@@ -83,3 +83,17 @@ fn the_space_of_what_was_deleted_comes_back() {
     });
     assert!(gone || !mounted.is_atrest(), "{} inodes instead of {before}", used());
 }
+
+/// What `fuser` has no request for is refused in the way that programs know: they make a name, and
+/// remove it.
+#[test]
+fn a_file_that_never_had_a_name_is_refused_as_on_old_filesystems() {
+    let mounted = Mounted::new();
+    if !mounted.is_atrest() {
+        return;
+    }
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(libc::O_TMPFILE);
+    let error = options.open(mounted.path()).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP));
+}
