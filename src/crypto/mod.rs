@@ -7,6 +7,8 @@ pub mod kdf;
 pub mod page;
 pub mod random;
 pub mod secret;
+#[cfg(feature = "insecure-unsealed")]
+mod unsealed;
 pub mod wrap;
 
 pub use page::{Cipher, Nonce, PageKey, Tag, Tampered};

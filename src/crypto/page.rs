@@ -126,6 +126,10 @@ impl PageKey {
     /// `seal[key, nonce](aad, plaintext) -> sealed, tag`. `plaintext` and `sealed` have the same
     /// length, a multiple of 16 bytes up to 64 KiB. XTS ignores `aad` and returns a zero tag.
     pub fn seal(&self, nonce: Nonce, aad: &[u8], plaintext: &[u8], sealed: &mut [u8]) -> Tag {
+        #[cfg(feature = "insecure-unsealed")]
+        if let Some(tag) = super::unsealed::seal(aad, plaintext, sealed) {
+            return tag;
+        }
         match &self.0 {
             Backend::AwsGcm(key) => return Tag(key.seal(&nonce.0, aad, plaintext, sealed)),
             Backend::AwsXts(key) => key.seal(&nonce.tweak(), plaintext, sealed),
@@ -155,6 +159,10 @@ impl PageKey {
         sealed: &[u8],
         plaintext: &mut [u8],
     ) -> Result<(), Tampered> {
+        #[cfg(feature = "insecure-unsealed")]
+        if let Some(opened) = super::unsealed::open(aad, sealed, plaintext) {
+            return opened;
+        }
         match &self.0 {
             Backend::AwsGcm(key) => {
                 let authentic = key.open(&nonce.0, aad, &tag.0, sealed, plaintext);

@@ -111,6 +111,9 @@ impl OsStorage {
         let access = if self.read_only { OFlag::O_RDONLY } else { OFlag::O_RDWR };
         let (directory, name) = self.place(file)?;
         let open = Arc::new(open_regular(directory, &name, access)?);
+        if matches!(file, FileId::SuperA | FileId::SuperB | FileId::Log) {
+            forget_cached(&open);
+        }
         files.insert(file, Arc::clone(&open));
         Ok(open)
     }
@@ -284,6 +287,17 @@ impl Storage for OsStorage {
             // Not `blocks_free`: that includes what is reserved for root.
             free_bytes: statistics.blocks_available().saturating_mul(unit_bytes),
         })
+    }
+}
+
+/// Makes reads come from the disk. After a failed sync the page cache still shows what was never
+/// written, as clean, and would show it to whoever opens the volume next (Rebello et al., 2020).
+/// Only what leads to everything else needs this: nothing refers to the rest of what was lost.
+fn forget_cached(file: &File) {
+    // A filesystem in memory has no other copy, and refuses or ignores it.
+    let advice = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+    if let Err(error) = nix::fcntl::posix_fadvise(file, 0, 0, advice) {
+        log::debug!("cached pages stay: {error}");
     }
 }
 
