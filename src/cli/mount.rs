@@ -140,19 +140,13 @@ fn check_nesting(mountpoint: &Path, volume: &Path) -> Result<(), Failure> {
 
 fn check_fuse() -> Result<(), Failure> {
     let device = Path::new("/dev/fuse");
-    let is_root = nix::unistd::geteuid().is_root();
-    // Others need not be permitted to open it: fusermount3 is.
-    let usable = match is_root {
-        true => fs::File::options().read(true).write(true).open(device).map(drop),
-        false => fs::metadata(device).map(drop),
-    };
-    if let Err(error) = usable {
+    if let Err(error) = fs::File::options().read(true).write(true).open(device) {
         let error = daemon::Error::Mount(daemon::MountError::Device(error));
         return Err(Failure::daemon(&error));
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     let helper = std::env::split_paths(&path).map(|directory| directory.join("fusermount3"));
-    if !is_root && !helper.into_iter().any(|file| file.exists()) {
+    if !nix::unistd::geteuid().is_root() && !helper.into_iter().any(|file| file.exists()) {
         let error = io::Error::from(io::ErrorKind::NotFound);
         let error = daemon::MountError::Mount { mountpoint: PathBuf::new(), source: error };
         return Err(Failure::daemon(&daemon::Error::Mount(error)));

@@ -178,10 +178,7 @@ fn config(options: &Options, mount_options: Vec<MountOption>) -> Config {
 /// mount(2), for root; `None` if that is not permitted. fuser could do it, but only as type "fuse"
 /// without the subtype that `mount`, `findmnt -t` and systemd show.
 fn mount_directly(mountpoint: &Path, options: &Options) -> Result<Option<OwnedFd>, MountError> {
-    let device = match mount::open_fuse() {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(None),
-        device => device.map_err(MountError::Device)?,
-    };
+    let device = mount::open_fuse().map_err(MountError::Device)?;
     let data = if options.for_everybody() {
         "default_permissions,allow_other"
     } else {
