@@ -24,7 +24,7 @@ pub fn run(arguments: &FsckArgs) -> Result<u8, Failure> {
     let opened = open::open(&path, &options, how).map_err(|failure| match failure.exit {
         // What opening advises is this command.
         Exit::VolumeDamaged => Failure::new(failure.exit, failure.message)
-            .hint("Nothing in it can be read without a superblock: restore one from a backup."),
+            .hint("Nothing in it can be read without that: restore it from a backup."),
         _ => failure,
     })?;
     let volume = opened.control.volume();

@@ -128,6 +128,10 @@ impl Failure {
 
     fn mount(error: &MountError) -> Self {
         match error {
+            MountError::Device(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+                Self::new(Exit::NoFuse, chain(error))
+                    .hint("Everybody may use it on most hosts: chmod 666 /dev/fuse")
+            }
             MountError::Device(_) => Self::new(Exit::NoFuse, chain(error))
                 .hint("To load the kernel's module: modprobe fuse")
                 .hint("In a container, give it the device: --device /dev/fuse"),

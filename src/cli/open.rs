@@ -75,8 +75,8 @@ fn open_with(
         log::warn!("slot {}: {}", failure.slot, failure.error);
     }
     log::info!("slot {slot} opened {}", path.display());
-    let storage = OsStorage::open(path, how.read_only)
-        .map_err(|error| Failure::io("open the volume", path, &error))?;
+    let storage =
+        OsStorage::open(path, how.read_only).map_err(|error| without_data(path, &error))?;
     let keys = Arc::new(keys);
     let volume_id = config.data().volume_id;
     let open_options = OpenOptions { read_only: how.read_only, ..OpenOptions::default() };
@@ -134,6 +134,14 @@ fn check_freshness(
     Err(Failure::new(Exit::RolledBack, message)
         .hint("Was it restored from a backup, or changed by somebody else?")
         .hint("To accept it as it is: --allow-rollback"))
+}
+
+fn without_data(path: &Path, error: &std::io::Error) -> Failure {
+    if error.kind() != std::io::ErrorKind::NotFound {
+        return Failure::io("open the volume", path, error);
+    }
+    let message = format!("{}: the directory data is missing", path.display());
+    Failure::new(Exit::VolumeDamaged, message).hint("Restore it from a backup.")
 }
 
 fn refused(path: &Path, error: &OpenError) -> Failure {
@@ -292,6 +300,10 @@ pub fn create(arguments: &InitArgs) -> Result<(), Failure> {
             Failure::new(Exit::VolumeNotEmpty, message)
                 .hint("A volume needs a directory of its own.")
         }
+        std::io::ErrorKind::ReadOnlyFilesystem => {
+            let message = format!("cannot make a volume in {}: {error}", path.display());
+            Failure::new(Exit::ReadOnly, message)
+        }
         _ => Failure::io("make a volume in", path, &error),
     })?;
     let keys = Arc::new(keys);
@@ -300,12 +312,23 @@ pub fn create(arguments: &InitArgs) -> Result<(), Failure> {
     let (volume, _) = opened.map_err(|error| refused(path, &error))?;
     let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
     make_root(&volume, uid, gid, 0o755)
-        .map_err(|error| Failure::new(Exit::Other, chain(&error)))?;
-    volume.close().map_err(|error| Failure::new(Exit::NotDurable, chain(&error)))?;
+        .map_err(|error| unfinished(path, Exit::Other, &error, error.errno() == libc::ENOSPC))?;
+    volume.close().map_err(|error| {
+        let full = matches!(error, crate::volume::Error::NoSpace);
+        unfinished(path, Exit::NotDurable, &error, full)
+    })?;
     println!("made volume {volume_id} in {}", path.display());
     println!(
         "Slot 1: {}. Without a key slot that opens, nothing can be read again.",
         arguments.kek
     );
     Ok(())
+}
+
+/// A volume that could be begun only.
+fn unfinished(path: &Path, exit: Exit, error: &dyn std::error::Error, full: bool) -> Failure {
+    let exit = if full { Exit::NoSpace } else { exit };
+    let place = path.display();
+    Failure::new(exit, format!("cannot make a volume in {place}: {}", chain(error)))
+        .hint(format!("What there is of it is of no use. To remove it: rm -r {place}"))
 }

@@ -28,7 +28,12 @@ pub fn volume(path: &Path) -> Result<PathBuf, Failure> {
         Ok(_) => Ok(volume),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let none = io::Error::other(format!("it has no {CONFIG_NAME}"));
-            Err(missing(&none))
+            if !volume.join("super.a").exists() {
+                return Err(missing(&none));
+            }
+            let message = format!("{}: {CONFIG_NAME} is missing", path.display());
+            Err(Failure::new(Exit::ConfigMissing, message)
+                .hint("Restore it from a backup. Without it nothing can be read."))
         }
         Err(error) => Err(Failure::io("read", &volume.join(CONFIG_NAME), &error)),
     }

@@ -343,6 +343,15 @@ impl Space {
         (inner.used, inner.classes.iter().map(|class| class.backed_free).sum())
     }
 
+    /// How many more slots new data may take where the disk has blocks for `disk_free` more.
+    pub fn free_for_data(&self, disk_free: u64) -> u64 {
+        let inner = self.inner.lock();
+        let [a, b, data] = [Class::NodeA, Class::NodeB, Class::Data]
+            .map(|class| inner.classes[class as usize].backed_free);
+        let wanting = self.reserve.saturating_sub(a) + self.reserve.saturating_sub(b);
+        (disk_free + data).saturating_sub(self.reserve + wanting)
+    }
+
     /// Slots that are kept in reserve, over all classes.
     pub fn reserve_total(&self) -> u64 {
         self.reserve * 3

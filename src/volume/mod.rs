@@ -384,10 +384,11 @@ impl Volume {
     pub fn space(&self) -> (u64, u64, u64) {
         let capacity = self.storage.capacity().unwrap_or_default();
         let page = PAGE_BYTES as u64;
-        let (used, backed_free) = self.epochs.space.usage();
-        let reserve = self.epochs.space.reserve_total();
-        let free = (capacity.free_bytes / page + backed_free).saturating_sub(reserve);
-        let free = if self.epochs.is_full() { 0 } else { free };
+        let (used, _) = self.epochs.space.usage();
+        let free = match self.epochs.is_full() {
+            true => 0,
+            false => self.epochs.space.free_for_data(capacity.free_bytes / page),
+        };
         (used + free, free, self.live.inodes.load(Ordering::Relaxed))
     }
 

@@ -103,6 +103,8 @@ impl Scenario {
                 fs::write(&path, bytes).unwrap();
             }
             "volume" => self.make_volume(&path),
+            "remove" if path.is_dir() => fs::remove_dir_all(path).unwrap(),
+            "remove" => fs::remove_file(path).unwrap(),
             "lock" => {
                 let info = LockInfo {
                     host: "elsewhere".to_owned(),
