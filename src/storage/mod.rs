@@ -13,12 +13,10 @@
 
 mod lock;
 mod os;
-mod poison;
 pub mod sim;
 
 pub use lock::{Holder, LockError, LockInfo, VolumeLock};
 pub use os::OsStorage;
-pub use poison::{Counters, Counts, FileKind, Poison, Poisoned};
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
