@@ -48,6 +48,8 @@ struct Built {
     delta_pointer: Option<NodePointer>,
     /// Slots that were written and freed while the tree was built.
     transient: Vec<Slot>,
+    /// Nodes that the new tree does without.
+    replaced: Vec<[Slot; 2]>,
     segments: BTreeSet<u32>,
 }
 
@@ -162,6 +164,7 @@ impl Epochs {
         // The epoch is durable: show it, and let go of what it replaced.
         *self.root.write() = built.root;
         self.overlay.clear_sealed();
+        self.nodes.forget(&built.replaced);
         self.durable.store(number, Ordering::Release);
         let mut freed = built.moves.cleared;
         freed.extend(slots_of(&built.delta.freed));
@@ -218,7 +221,8 @@ impl Epochs {
         let (delta, delta_pointer, transient) = write_delta(writer, committer)?;
         writer.finish()?;
         let segments = writer.written.iter().flatten().map(|slot| slot.segment()).collect();
-        Ok(Built { root, moves, delta, delta_pointer, transient, segments })
+        let replaced = std::mem::take(&mut writer.freed);
+        Ok(Built { root, moves, delta, delta_pointer, transient, replaced, segments })
     }
 
     /// Removes from `batch` what belongs at or below a node that cannot be read: nobody knows what

@@ -239,8 +239,14 @@ impl Epochs {
         let (records, bytes) = self.overlay.size();
         let data = self.open.lock().bytes;
         // Both copies of twice the nodes that the records may need: for this epoch and the next.
-        let nodes = records as u64 * NODES_PER_RECORD * 2;
-        let tight = nodes > self.space.nodes_backed() && self.space.back_nodes(nodes).is_err();
+        let mut nodes = records as u64 * NODES_PER_RECORD * 2;
+        let backed = self.space.nodes_backed();
+        if nodes > backed {
+            // No more nodes are replaced than there are, and new ones are at least half full.
+            let new = bytes as u64 / (crate::format::PAGE_BYTES as u64 / 2) + 64;
+            nodes = nodes.min((self.space.nodes_used() + new) * 2);
+        }
+        let tight = nodes > backed && self.space.back_nodes(nodes).is_err();
         if bytes > OVERLAY_BYTES_HARD || data > DATA_BYTES_HARD || tight {
             let open = *self.gate.read();
             self.commit_through(open)?;

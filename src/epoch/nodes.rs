@@ -187,6 +187,17 @@ impl NodeStore {
         })
     }
 
+    /// Forgets nodes to which the tree no longer refers: whoever still reads an older tree reads
+    /// them from the disk.
+    pub(super) fn forget(&self, slots: &[[Slot; 2]]) {
+        for pair in slots {
+            let mut shard = self.shard(pair[0]).lock();
+            if shard.peek(&pair[0].0).is_some_and(|(known, _)| known.slots == *pair) {
+                shard.pop(&pair[0].0);
+            }
+        }
+    }
+
     /// Forgets every cached node and key.
     pub(super) fn clear(&self) {
         self.cache.iter().for_each(|shard| shard.lock().clear());

@@ -134,12 +134,14 @@ impl Segment {
         Self::for_words(first, count, |word, mask| self.backed[word] &= !mask);
     }
 
+    /// Whether all of these slots are free, and some of them are backed.
     pub(super) fn is_free_and_backed(&self, first: u32, count: u32) -> bool {
-        let mut all = true;
+        let (mut free, mut backed) = (true, false);
         Self::for_words(first, count, |word, mask| {
-            all &= self.candidates(word, Want::Backed) & mask == mask;
+            free &= self.used[word] & mask == 0;
+            backed |= self.backed[word] & mask != 0;
         });
-        all
+        free && backed
     }
 }
 

@@ -212,6 +212,13 @@ impl Space {
         Ok(())
     }
 
+    /// Slots that first copies of nodes use.
+    pub fn nodes_used(&self) -> u64 {
+        let inner = self.inner.lock();
+        let nodes = inner.segments.iter().filter(|(n, _)| Class::of(**n) == Class::NodeA);
+        nodes.map(|(_, segment)| u64::from(segment.used())).sum()
+    }
+
     /// Makes sure that `count` nodes can be written without asking the disk for more.
     ///
     /// # Errors
@@ -246,6 +253,16 @@ impl Space {
                     let learnt = segment.learn_backed(first as u32, (end - first) as u32);
                     classes[Class::of(number) as usize].backed_free += u64::from(learnt);
                 }
+            }
+        }
+    }
+
+    /// Gives free, backed space back to the disk wherever it is, beyond what the reserve needs.
+    pub fn punch_everywhere(&self) {
+        let numbers: Vec<u32> = self.inner.lock().segments.keys().copied().collect();
+        for number in numbers {
+            for first in (0..SEGMENT_SLOTS as u32).step_by(PUNCH_SLOTS as usize) {
+                self.punch_window(number, first);
             }
         }
     }
