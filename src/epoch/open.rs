@@ -207,7 +207,6 @@ impl Epochs {
     /// was closed: they are given back first.
     fn prepare_reserve(&self) {
         self.space.learn_backed();
-        self.space.punch_everywhere();
         if self.space.fill_reserve().is_ok() {
             return;
         }

@@ -135,7 +135,7 @@ impl Segment {
     }
 
     /// Whether all of these slots are free, and some of them are backed.
-    pub(super) fn is_free_and_backed(&self, first: u32, count: u32) -> bool {
+    pub(super) fn is_free_and_partly_backed(&self, first: u32, count: u32) -> bool {
         let (mut free, mut backed) = (true, false);
         Self::for_words(first, count, |word, mask| {
             free &= self.used[word] & mask == 0;

@@ -336,7 +336,7 @@ impl Space {
                 return;
             }
             let Some(segment) = inner.segments.get(&number) else { return };
-            if !segment.is_free_and_backed(first, PUNCH_SLOTS) {
+            if !segment.is_free_and_partly_backed(first, PUNCH_SLOTS) {
                 return;
             }
             let run = SlotRun { first: slot(number, first), count: PUNCH_SLOTS };

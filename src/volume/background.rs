@@ -55,6 +55,10 @@ impl Background {
 
 fn run(volume: &Weak<Volume>, signal: &(Mutex<Signal>, Condvar)) {
     let mut deadline = Instant::now() + EPOCH_INTERVAL;
+    // Not while mounting: giving much back takes its time.
+    if let Some(volume) = volume.upgrade() {
+        volume.epochs.space.punch_everywhere();
+    }
     loop {
         {
             let mut state = signal.0.lock();
