@@ -207,6 +207,15 @@ mod tests {
         }
     }
 
+    /// The list of free slots grows with what is taken, and no faster: doubling it with every chunk
+    /// of the arena asked for gigabytes after a few thousand keys.
+    #[test]
+    fn many_slots_cost_what_they_hold() {
+        let held: Vec<_> = (0..5_000).map(|_| LockedBytes::new(600)).collect();
+        let capacity = FREE[1].lock().capacity();
+        assert!(capacity < 3 * held.len(), "room for {capacity} slots");
+    }
+
     /// Slots never overlap, also when threads take and return them at once.
     #[test]
     fn slots_are_disjoint() {
