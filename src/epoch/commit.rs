@@ -2,6 +2,7 @@
 
 use super::delta::{self, Delta};
 use super::nodes::NodeWriter;
+use super::open::chain;
 use super::{Committer, Epochs, Error, OpenData, slots_of, superblocks};
 use crate::format::record::{self, Table};
 use crate::format::superblock::Superblock;
@@ -385,19 +386,14 @@ impl Epochs {
 
     /// Stops all writing until the volume is opened again.
     fn poison(&self, error: Error) -> Error {
-        let mut text = error.to_string();
-        let mut source = std::error::Error::source(&error);
-        while let Some(cause) = source {
-            text.push_str(&format!(": {cause}"));
-            source = cause.source();
-        }
+        let text = chain(&error);
         log::error!(
             "writing stopped: {text}. What was synced is safe. Unmount the volume and mount it \
              again"
         );
         let reason: Arc<str> = text.into();
-        *self.poisoned.lock() = Some(reason.clone());
-        self.is_poisoned.store(true, Ordering::Release);
+        // The first reason is the one that matters.
+        let _ = self.poisoned.set(reason.clone());
         Error::Poisoned(reason)
     }
 }

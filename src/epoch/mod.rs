@@ -32,8 +32,8 @@ use overlay::Overlay;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use std::collections::BTreeSet;
 use std::ops::Deref;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 /// Data of the open epoch above which it is sealed without waiting for the timer, in bytes.
@@ -139,8 +139,8 @@ pub struct Epochs {
     last_reclaim: Mutex<Option<Instant>>,
     /// Owners of changes that were lost to damaged nodes.
     lost: Mutex<BTreeSet<u64>>,
-    poisoned: Mutex<Option<Arc<str>>>,
-    is_poisoned: AtomicBool,
+    /// Why nothing is written any more.
+    poisoned: OnceLock<Arc<str>>,
     read_only: bool,
     /// Why it is not known which slots are in use, if the volume was opened read-only without.
     space_damage: Option<String>,
@@ -181,9 +181,7 @@ impl Change<'_> {
             open.bytes += u64::from(run.count) * crate::format::PAGE_BYTES as u64;
         }
     }
-}
 
-impl Change<'_> {
     /// Says that records changed so that they no longer refer to this many slots.
     pub fn note_freed(&mut self, slots: u64) {
         self.epochs.open.lock().freed += slots;
@@ -222,11 +220,10 @@ impl Epochs {
         if self.read_only {
             return Err(Error::ReadOnly);
         }
-        if self.is_poisoned.load(Ordering::Acquire) {
-            let reason = self.poisoned.lock().clone().unwrap_or_default();
-            return Err(Error::Poisoned(reason));
+        match self.poisoned.get() {
+            Some(reason) => Err(Error::Poisoned(reason.clone())),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Whether the volume is too full for new work.
@@ -398,11 +395,6 @@ impl Epochs {
     /// The root of the durable tree.
     pub fn root(&self) -> Option<Root> {
         *self.root.read()
-    }
-
-    /// Forgets cached nodes and keys.
-    pub fn clear_caches(&self) {
-        self.nodes.clear();
     }
 
     /// Whether each copy of a node authenticates on disk, for `fsck`.

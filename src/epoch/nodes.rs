@@ -197,12 +197,6 @@ impl NodeStore {
             }
         }
     }
-
-    /// Forgets every cached node and key.
-    pub(super) fn clear(&self) {
-        self.cache.iter().for_each(|shard| shard.lock().clear());
-        self.sealing.lock().clear();
-    }
 }
 
 impl NodeSource for NodeStore {

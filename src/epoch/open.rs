@@ -16,8 +16,8 @@ use crate::tree::{self, Root};
 use parking_lot::{Mutex, RwLock};
 use std::io;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, OnceLock};
 
 /// How a volume is opened.
 #[derive(Clone, Debug)]
@@ -163,8 +163,7 @@ impl Epochs {
             full: AtomicBool::new(false),
             last_reclaim: Mutex::new(None),
             lost: Mutex::default(),
-            poisoned: Mutex::new(None),
-            is_poisoned: AtomicBool::new(false),
+            poisoned: OnceLock::new(),
             read_only: options.read_only,
             space_damage: space_damage.map(|error| chain(&error)),
             on_pressure: Mutex::new(None),
@@ -315,7 +314,7 @@ fn choose(
     Ok((newest, older, report))
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -19,7 +19,6 @@ pub use lock::{Holder, LockError, LockInfo, VolumeLock};
 pub use os::OsStorage;
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
 
 /// The grain in which filesystems allocate, in bytes.
 pub const BLOCK_BYTES: usize = 4096;
@@ -87,71 +86,4 @@ pub trait Storage: Send + Sync {
     fn replace_config(&self, bytes: &[u8]) -> io::Result<()>;
     /// Space left underneath.
     fn capacity(&self) -> io::Result<Capacity>;
-}
-
-/// A storage that several own is a storage.
-impl<S: Storage + ?Sized> Storage for Arc<S> {
-    fn create(&self, file: FileId) -> io::Result<()> {
-        (**self).create(file)
-    }
-
-    fn delete(&self, file: FileId) -> io::Result<()> {
-        (**self).delete(file)
-    }
-
-    fn length(&self, file: FileId) -> io::Result<Option<u64>> {
-        (**self).length(file)
-    }
-
-    fn set_length(&self, file: FileId, bytes: u64) -> io::Result<()> {
-        (**self).set_length(file, bytes)
-    }
-
-    fn read_at(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        (**self).read_at(file, offset, buffer)
-    }
-
-    fn write_at(&self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        (**self).write_at(file, offset, bytes)
-    }
-
-    fn start_writeback(&self, file: FileId, offset: u64, bytes: u64) {
-        (**self).start_writeback(file, offset, bytes);
-    }
-
-    fn sync(&self, file: FileId) -> io::Result<()> {
-        (**self).sync(file)
-    }
-
-    fn sync_directory(&self) -> io::Result<()> {
-        (**self).sync_directory()
-    }
-
-    fn allocate(&self, file: FileId, offset: u64, bytes: u64) -> io::Result<()> {
-        (**self).allocate(file, offset, bytes)
-    }
-
-    fn punch(&self, file: FileId, offset: u64, bytes: u64) -> io::Result<()> {
-        (**self).punch(file, offset, bytes)
-    }
-
-    fn allocated(&self, file: FileId) -> io::Result<Vec<Range<u64>>> {
-        (**self).allocated(file)
-    }
-
-    fn segments(&self) -> io::Result<Vec<u32>> {
-        (**self).segments()
-    }
-
-    fn read_config(&self) -> io::Result<Vec<u8>> {
-        (**self).read_config()
-    }
-
-    fn replace_config(&self, bytes: &[u8]) -> io::Result<()> {
-        (**self).replace_config(bytes)
-    }
-
-    fn capacity(&self) -> io::Result<Capacity> {
-        (**self).capacity()
-    }
 }

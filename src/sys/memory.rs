@@ -96,24 +96,6 @@ pub fn unlocked_bytes() -> u64 {
     UNLOCKED_BYTES.load(Ordering::Relaxed)
 }
 
-/// Locks all secrets again: `fork` leaves the child's memory unlocked (mlock(2), "Notes").
-pub fn relock() {
-    UNLOCKED_BYTES.store(0, Ordering::Relaxed);
-    for (address, length) in MAPPINGS.lock().iter() {
-        lock(*address, *length);
-    }
-}
-
-/// Makes the process undumpable and untraceable by its peers (`PR_SET_DUMPABLE`, prctl(2)).
-///
-/// # Errors
-/// Those of prctl(2).
-pub fn forbid_core_dumps() -> io::Result<()> {
-    // SAFETY: PR_SET_DUMPABLE takes integers only.
-    let result = unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
 /// Gives memory that was freed back to the operating system: `malloc_trim(3)` where the C library
 /// has it.
 pub fn trim_heap() {

@@ -9,6 +9,7 @@ use crate::format::{FORMAT_VERSION, PAGE_BYTES, RUN_PAGES, Slot};
 use crate::space::{Class, Purpose, SlotRun, SpaceError, is_full};
 use crate::storage::FileId;
 use std::cell::RefCell;
+use std::io;
 use std::sync::atomic::Ordering;
 
 const PAGE: u64 = PAGE_BYTES as u64;
@@ -133,7 +134,7 @@ impl Volume {
         })
     }
 
-    fn page_lost(&self, ino: u64, page: u64, cause: Option<std::io::Error>) -> Error {
+    fn page_lost(&self, ino: u64, page: u64, cause: Option<io::Error>) -> Error {
         self.epochs.damage().pages_lost.fetch_add(1, Ordering::Relaxed);
         let (from, to) = (page * PAGE, page * PAGE + PAGE - 1);
         match &cause {
@@ -254,9 +255,9 @@ impl Volume {
         }
         let mut page = first_page;
         for part in data.chunks(FULL_PART_BYTES) {
-            page += (part.len() / PAGE_BYTES) as u64;
-            let upto = end.map(|end| end.min(page * PAGE));
-            put(page - (part.len() / PAGE_BYTES) as u64, part, upto)?;
+            let next = page + (part.len() / PAGE_BYTES) as u64;
+            put(page, part, end.map(|end| end.min(next * PAGE)))?;
+            page = next;
         }
         Ok(())
     }
@@ -338,28 +339,24 @@ impl Volume {
     fn write_slots(&self, ino: u64, first_page: u64, sealed: &[u8]) -> Result<Vec<SlotRun>, Error> {
         let space = &self.epochs.space;
         let count = (sealed.len() / PAGE_BYTES) as u32;
-        let runs = space.allocate(Class::Data, count).and_then(|runs| {
-            self.write_runs(&runs, sealed).inspect_err(|_| space.release(&runs))?;
-            Ok(runs)
-        });
-        let runs = match runs {
-            Err(SpaceError::Storage(error)) if is_full(&error) => Err(SpaceError::NoSpace),
-            other => other,
+        let write = |runs: Vec<SlotRun>| match self.write_runs(&runs, sealed) {
+            Ok(()) => Ok(runs),
+            Err(error) => {
+                space.release(&runs);
+                let full = is_full(&error);
+                Err(if full { SpaceError::NoSpace } else { SpaceError::Storage(error) })
+            }
         };
-        let runs = match runs {
+        let runs = match space.allocate(Class::Data, count).and_then(write) {
             Err(SpaceError::NoSpace) => {
                 let purpose = self.purpose_of(ino, first_page, u64::from(count))?;
-                space.allocate_backed(Class::Data, count, purpose).and_then(|runs| {
-                    self.write_runs(&runs, sealed).inspect_err(|_| space.release(&runs))?;
-                    Ok(runs)
-                })
+                space.allocate_backed(Class::Data, count, purpose).and_then(write)
             }
             other => other,
         };
         match runs {
             Ok(runs) => Ok(runs),
             Err(SpaceError::NoSpace) => Err(Error::NoSpace),
-            Err(SpaceError::Storage(error)) if is_full(&error) => Err(Error::NoSpace),
             Err(SpaceError::Storage(source)) => Err(Error::Storage {
                 what: format!("writing inode {ino}, bytes from {}", first_page * PAGE),
                 source: Box::new(source),
@@ -367,7 +364,7 @@ impl Volume {
         }
     }
 
-    fn write_runs(&self, runs: &[SlotRun], sealed: &[u8]) -> Result<(), SpaceError> {
+    fn write_runs(&self, runs: &[SlotRun], sealed: &[u8]) -> io::Result<()> {
         let mut rest = sealed;
         for run in runs {
             let (part, after) = rest.split_at(run.count as usize * PAGE_BYTES);

@@ -4,7 +4,7 @@ use crate::world::{World, show};
 use atrest::crypto::Cipher;
 use atrest::format::PAGE_BYTES;
 use atrest::format::record::{Table, key};
-use atrest::storage::{FileId, Storage};
+use atrest::storage::FileId;
 use atrest::volume::check::{Kind, Severity};
 
 #[test]
