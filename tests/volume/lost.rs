@@ -5,7 +5,7 @@ use atrest::crypto::Cipher;
 use atrest::format::node::Node;
 use atrest::format::record::{self, Table};
 use atrest::format::{NodePointer, PAGE_BYTES};
-use atrest::storage::{FileId, Storage};
+use atrest::storage::FileId;
 use atrest::tree::{self, Place, Visitor};
 use atrest::volume::Volume;
 use std::sync::atomic::Ordering;
