@@ -12,8 +12,7 @@ import sys
 import time
 
 import verify
-from model import snapshot
-from volume import Trouble, Volume, Writers, mounted
+from volume import Trouble, Volume, Writers, look, mounted
 
 KINDS = ["names", "names", "direct", "append", "replace", "map"]
 NEVER = 1 << 62
@@ -29,7 +28,7 @@ class Loop:
         self.bases = {}
 
     def states(self):
-        return {writer: snapshot(self.volume.mount / writer) for writer in self.writers.kinds}
+        return look(self.volume.mount, self.writers.kinds)
 
     def begin(self):
         self.volume.init()

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 
+from model import snapshot
+
 HERE = pathlib.Path(__file__).resolve().parent
 SECONDS_MAX = 120
 
@@ -123,6 +125,14 @@ class Volume:
             return self.log.read_text(errors="replace")[-2000:]
         except FileNotFoundError:
             return "(no log)"
+
+
+def look(mount, writers):
+    """writer -> what its directory holds."""
+    try:
+        return {writer: snapshot(mount / writer) for writer in writers}
+    except OSError as error:
+        raise Trouble(f"what is there cannot be read: {error}") from error
 
 
 class Writers:
