@@ -1,5 +1,6 @@
 """A volume for tests that end its daemon: mounts in the foreground, so that the process is known."""
 
+import itertools
 import os
 import pathlib
 import signal
@@ -45,7 +46,23 @@ def unmount(path):
         if code == 0 or not mounted(path):
             return
         time.sleep(0.1)
-    raise Trouble(f"cannot unmount {path}: {output}")
+    users = users_of(path)
+    run("umount", "-l", path)
+    raise Trouble(f"cannot unmount {path}: {output.strip()}; used by: {users or 'nobody'}")
+
+
+def users_of(path):
+    """Processes with something open below a path; asks no mount."""
+    users = []
+    for link in itertools.chain(pathlib.Path("/proc").glob("[0-9]*/fd/*"),
+                                pathlib.Path("/proc").glob("[0-9]*/cwd")):
+        try:
+            target = os.readlink(link)
+        except OSError:
+            continue
+        if target == str(path) or target.startswith(f"{path}/"):
+            users.append(f"{link}: {target}")
+    return ", ".join(users)
 
 
 class Volume:
