@@ -137,8 +137,8 @@ impl Log {
     /// A log that starts to record when the epoch numbered `open` is sealed. The records from
     /// `tail` to `head` are those that opening found.
     pub(super) fn new(
-        storage: Arc<dyn Storage>,
-        keys: Arc<VolumeKeys>,
+        storage: &Arc<dyn Storage>,
+        keys: &Arc<VolumeKeys>,
         volume_id: VolumeId,
         capacity: u64,
         (tail, head): (u64, u64),
@@ -148,7 +148,17 @@ impl Log {
         let (region, gap, unsynced) = (None, Some(open), VecDeque::new());
         let state = Mutex::new(State { region, head, tail, gap, unsynced });
         let (flusher, durable) = (Mutex::new(()), AtomicU64::new(tail));
+        let (storage, keys) = (storage.clone(), keys.clone());
         Self { storage, keys, volume_id, capacity, state, flusher, durable }
+    }
+
+    /// No log: for a volume that is not written to.
+    pub(super) fn none(
+        storage: &Arc<dyn Storage>,
+        keys: &Arc<VolumeKeys>,
+        volume_id: VolumeId,
+    ) -> Self {
+        Self::new(storage, keys, volume_id, 0, (0, 0), 0)
     }
 
     /// Remembers slots of the open epoch that were written and not synced. The caller holds the

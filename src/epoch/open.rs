@@ -16,6 +16,7 @@ use crate::space::{Deferred, DurableBitmaps, PIECE_BYTES, Space, is_full, runs_o
 use crate::storage::{FileId, Storage};
 use crate::tree::{self, Root};
 use parking_lot::{Mutex, RwLock};
+use std::collections::BTreeSet;
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -132,54 +133,24 @@ impl Epochs {
         decode_slots: SlotDecoder,
     ) -> Result<(Self, OpenReport), OpenError> {
         let (newest, older, mut report) = choose(&*storage, &keys, volume_id)?;
-        let known = newest.config_digest == config_digest
-            || newest.config_digest_next == Some(config_digest);
-        if !known {
+        if !newest.knows(config_digest) {
             return Err(OpenError::ConfigReplaced);
         }
-        let nodes = NodeStore::new(
-            storage.clone(),
-            keys.clone(),
-            volume_id,
-            options.node_cache_bytes,
-            options.read_only,
-        );
+        let OpenOptions { read_only, node_cache_bytes, .. } = *options;
+        let nodes =
+            NodeStore::new(storage.clone(), keys.clone(), volume_id, node_cache_bytes, read_only);
         let Found { superblock: newest, bitmaps, delta, used, kept, space_damage } =
-            find_whole(&nodes, newest, older, options.read_only, &mut report)?;
-        let replayed = match newest.log {
-            Some(start) if space_damage.is_none() => {
-                replay(&*storage, &keys, volume_id, start, &used)
-                    .map_err(|source| OpenError::Storage { op: "replaying the log", source })?
-            }
-            _ => Replayed::default(),
+            find_whole(&nodes, newest, older, read_only, &mut report)?;
+        let (log, replayed) = match space_damage {
+            None => open_log(&storage, &keys, volume_id, &newest, &used, read_only)?,
+            // Nothing is written, and where is not known.
+            Some(_) => (Log::none(&storage, &keys, volume_id), Replayed::default()),
         };
         (report.replayed, report.dropped) = (replayed.changes, replayed.dropped);
-        let capacity = match options.read_only {
-            true => 0,
-            false => prepare_log(&*storage, newest.log.map(|log| log.capacity))?,
-        };
-        let log_from = newest.log.map_or(0, |log| log.position);
-        let log = Log::new(
-            storage.clone(),
-            keys.clone(),
-            volume_id,
-            capacity,
-            (log_from, replayed.end.max(log_from)),
-            newest.sequence + 1,
-        );
         let segments = storage
             .segments()
             .map_err(|source| OpenError::Storage { op: "listing segments", source })?;
-        let reserve = reserve_slots(&*storage)?;
-        let known_segments: std::collections::BTreeSet<u32> =
-            segments.iter().copied().chain(used.segments()).collect();
-        let known_segments: Vec<u32> = known_segments.into_iter().collect();
-        let mut taken = used;
-        for &slot in &replayed.slots {
-            taken.set(slot, true);
-        }
-        let space =
-            Space::new(storage.clone(), &taken, &known_segments, reserve, options.first_fit);
+        let space = open_space(&storage, used, &segments, &replayed.slots, options)?;
         let deferred = Deferred::new(newest.sequence + 1);
         deferred.push(newest.sequence, runs_of(kept));
         let root = newest.root.map(|(pointer, level)| Root { pointer, level });
@@ -205,7 +176,7 @@ impl Epochs {
             last_reclaim: Mutex::new(None),
             lost: Mutex::default(),
             poisoned: OnceLock::new(),
-            read_only: options.read_only,
+            read_only,
             space_damage: space_damage.map(|error| chain(&error)),
             on_pressure: Mutex::new(None),
             pressed: AtomicBool::new(false),
@@ -213,7 +184,7 @@ impl Epochs {
             decode_slots,
         };
         epochs.take_replayed(replayed);
-        if !options.read_only {
+        if !read_only {
             epochs.restore_segments(&segments)?;
             epochs.prepare_reserve();
         }
@@ -425,17 +396,53 @@ fn fold(bitmaps: &mut DurableBitmaps, delta: &delta::Delta) {
     }
 }
 
-/// Sees to it that the file `log` is there. `capacity` is what the superblock says, if it knows one.
-/// Returns its length: 0 if the disk has no space for it.
+/// Replays the log and makes it ready for more.
+fn open_log(
+    storage: &Arc<dyn Storage>,
+    keys: &Arc<VolumeKeys>,
+    volume_id: VolumeId,
+    newest: &Superblock,
+    used: &DurableBitmaps,
+    read_only: bool,
+) -> Result<(Log, Replayed), OpenError> {
+    let replayed = match newest.log {
+        Some(start) => replay(&**storage, keys, volume_id, start, used)
+            .map_err(|source| OpenError::Storage { op: "replaying the log", source })?,
+        None => Replayed::default(),
+    };
+    if read_only {
+        return Ok((Log::none(storage, keys, volume_id), replayed));
+    }
+    let capacity = prepare_log(&**storage, newest.log.map(|log| log.capacity))?;
+    let tail = newest.log.map_or(0, |log| log.position);
+    let (ring, open) = ((tail, replayed.end.max(tail)), newest.sequence + 1);
+    Ok((Log::new(storage, keys, volume_id, capacity, ring, open), replayed))
+}
+
+/// The allocator, for which the slots that the log refers to are in use, too.
+fn open_space(
+    storage: &Arc<dyn Storage>,
+    mut used: DurableBitmaps,
+    existing: &[u32],
+    logged: &[Slot],
+    options: &OpenOptions,
+) -> Result<Space, OpenError> {
+    for &slot in logged {
+        used.set(slot, true);
+    }
+    let segments: BTreeSet<u32> = existing.iter().copied().chain(used.segments()).collect();
+    let segments: Vec<u32> = segments.into_iter().collect();
+    let reserve = reserve_slots(&**storage)?;
+    Ok(Space::new(storage.clone(), &used, &segments, reserve, options.first_fit))
+}
+
+/// Sees to it that the file `log` is there. `capacity` is what the superblock says, if it knows
+/// one. Returns its length: 0 if the disk has no space for it.
 fn prepare_log(storage: &dyn Storage, capacity: Option<u64>) -> Result<u64, OpenError> {
     let failed = |op| move |source| OpenError::Storage { op, source };
     let found = storage.length(FileId::Log).map_err(failed("looking for the log"))?;
-    let wanted = match capacity {
-        Some(capacity) => capacity,
-        None => log_bytes_for(
-            storage.capacity().map_err(failed("asking for the disk's size"))?.total_bytes,
-        ),
-    };
+    let disk = storage.capacity().map_err(failed("asking for the disk's size"))?;
+    let wanted = capacity.unwrap_or_else(|| log_bytes_for(disk.total_bytes));
     if found.is_some_and(|bytes| bytes >= wanted) {
         return Ok(wanted);
     }

@@ -129,6 +129,11 @@ impl Header {
 }
 
 impl Superblock {
+    /// Whether a configuration with that digest is one that it expects.
+    pub fn knows(&self, digest: [u8; 32]) -> bool {
+        self.config_digest == digest || self.config_digest_next == Some(digest)
+    }
+
     /// Encodes the body, before sealing.
     pub fn encode(&self) -> Box<[u8; BODY_BYTES]> {
         let mut bytes = Box::new([0; BODY_BYTES]);

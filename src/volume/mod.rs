@@ -353,16 +353,19 @@ impl Volume {
         if self.read_only {
             return Ok(());
         }
-        Ok(self.epochs.sync()?)
+        Ok(self.epochs.sync_epoch()?)
     }
 
-    /// As [`Volume::sync`], and fails if anything of this inode could not be made durable since the
-    /// volume was opened.
+    /// Returns when everything that happened so far is durable, by a flush of the log. Fails if
+    /// anything of this inode could not be made durable since the volume was opened.
     ///
     /// # Errors
     /// If not everything of it is durable.
     pub fn sync_file(&self, ino: u64) -> Result<(), Error> {
-        self.sync()?;
+        if self.read_only {
+            return Ok(());
+        }
+        self.epochs.sync()?;
         if self.epochs.has_lost(ino) { Err(epoch::Error::Lost.into()) } else { Ok(()) }
     }
 
