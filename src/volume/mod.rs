@@ -24,7 +24,7 @@ use crate::format::map::PageMap;
 use crate::format::record::{self, Counters, Inode, Table, Timestamp};
 use crate::format::{PAGE_BYTES, VolumeId};
 use crate::key::VolumeKeys;
-use crate::storage::Storage;
+use crate::storage::{ShadowStorage, Storage};
 use background::Background;
 use cuts::Cuts;
 use data_keys::DataKeys;
@@ -209,6 +209,12 @@ impl Volume {
         config: &[u8],
         options: &OpenOptions,
     ) -> Result<(Arc<Self>, OpenReport), OpenError> {
+        // Replaying the log writes, and who only reads must not change the volume.
+        let storage = if options.read_only {
+            Arc::new(ShadowStorage::new(storage)) as Arc<dyn Storage>
+        } else {
+            storage
+        };
         let (epochs, report) = Epochs::open(
             storage.clone(),
             keys.clone(),
