@@ -62,6 +62,7 @@ thread_local! {
 struct Adapter {
     shared: Arc<Shared>,
     workers: Workers,
+    several_loops: bool,
 }
 
 /// What worker threads need too.
@@ -78,9 +79,30 @@ struct Shared {
 }
 
 impl Adapter {
-    fn new(tree: Arc<dyn Tree>, writeback: Arc<OnceLock<Writeback>>) -> Self {
+    /// `several_loops`: one may wait for the disk while another serves.
+    fn new(tree: Arc<dyn Tree>, writeback: Arc<OnceLock<Writeback>>, several_loops: bool) -> Self {
         let shared = Shared { tree, lookups: Counts::new(), writers: Counts::new(), writeback };
-        Self { shared: Arc::new(shared), workers: Workers::new() }
+        Self { shared: Arc::new(shared), workers: Workers::new(), several_loops }
+    }
+
+    /// Syncs and replies. One short flush at a time is waited for here, which saves a lone caller
+    /// the way to another thread; whoever else asks meanwhile waits on a worker.
+    fn sync(
+        &self,
+        operation: &'static str,
+        ino: INodeNo,
+        fh: FileHandle,
+        datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        let now = || self.tree().try_fsync(ino.0, fh.0, datasync).transpose();
+        if let Some(result) =
+            self.several_loops.then(|| attempt(operation, ino, now).transpose()).flatten()
+        {
+            return reply_empty(reply, result);
+        }
+        let sync = move |shared: &Shared| shared.tree.fsync(ino.0, fh.0, datasync);
+        self.on_worker(operation, ino, sync, |result| reply_empty(reply, result));
     }
 
     fn tree(&self) -> &dyn Tree {
@@ -442,8 +464,7 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        let sync = move |shared: &Shared| shared.tree.fsync(ino.0, fh.0, datasync);
-        self.on_worker("fsync", ino, sync, |result| reply_empty(reply, result));
+        self.sync("fsync", ino, fh, datasync, reply);
     }
 
     /// Refused once: the kernel then opens and caches every directory without asking.
@@ -509,8 +530,7 @@ impl Filesystem for Adapter {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let sync = move |shared: &Shared| shared.tree.fsync(ino.0, fh.0, datasync);
-        self.on_worker("fsyncdir", ino, sync, |result| reply_empty(reply, result));
+        self.sync("fsyncdir", ino, fh, datasync, reply);
     }
 
     fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {

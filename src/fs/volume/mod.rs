@@ -255,6 +255,10 @@ impl Tree for VolumeTree {
         self.volume.sync_file(ino).map_err(failed("syncing", ino))
     }
 
+    fn try_fsync(&self, ino: Ino, _handle: u64, _data_only: bool) -> Option<Result<(), Error>> {
+        Some(self.volume.try_sync_file(ino)?.map_err(failed("syncing", ino)))
+    }
+
     fn sync(&self) -> Result<(), Error> {
         self.volume.sync().map_err(|error| explain(error, || "syncing the volume failed".into()))
     }
