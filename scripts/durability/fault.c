@@ -20,7 +20,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { WRITES = 1, SYNCS = 2, READS = 4, ALLOCATIONS = 8 };
+enum { WRITES = 1, SYNCS = 2, READS = 4, ALLOCATIONS = 8, HINTS = 16 };
 
 struct control {
   _Atomic uint32_t calls;   // which calls fail, as above; 0: none
@@ -94,7 +94,7 @@ LAYER(ssize_t, pread64, READS, (int fd, void *data, size_t count, off64_t at),
       (fd, data, count, at), 0)
 LAYER(int, fsync, SYNCS, (int fd), (fd), 0)
 LAYER(int, fdatasync, SYNCS, (int fd), (fd), 0)
-LAYER(int, sync_file_range, SYNCS, (int fd, off64_t from, off64_t count, unsigned flags),
+LAYER(int, sync_file_range, HINTS, (int fd, off64_t from, off64_t count, unsigned flags),
       (fd, from, count, flags), 0)
 LAYER(int, fallocate, ALLOCATIONS, (int fd, int mode, off_t from, off_t count),
       (fd, mode, from, count), 0)

@@ -3,7 +3,7 @@
 import mmap
 import struct
 
-WRITES, SYNCS, READS, ALLOCATIONS = 1, 2, 4, 8
+WRITES, SYNCS, READS, ALLOCATIONS, HINTS = 1, 2, 4, 8, 16
 # Instead of an errno: nothing is done, and success is reported.
 LIE = 0
 ALL = 0xFFFFFFFF

@@ -25,7 +25,7 @@ class Loop:
         self.arguments, self.chance = arguments, random.Random(arguments.seed)
         self.volume = Volume(arguments.scratch / "volume", arguments.atrest)
         self.writers = Writers(self.volume.mount, arguments.scratch / "logs", KINDS)
-        self.bases = {}
+        self.bases, self.proved = {}, False
 
     def states(self):
         return look(self.volume.mount, self.writers.kinds)
@@ -82,7 +82,14 @@ class Loop:
             logs[writer], broken = verify.read_log(self.writers.log_of(writer))
             if broken and broken[0] < cut:
                 raise Trouble(f"{writer}: {logs[writer][-1].operation}: {broken[1]} before the kill")
-        return self.expect(self.bases, logs, verify.Claim(cut, NEVER, self.arguments.only_synced))
+        claim, before = verify.Claim(cut, NEVER, self.arguments.only_synced), self.bases
+        line = self.expect(before, logs, claim)
+        if not self.proved:
+            # A daemon that had lost all of this round would leave what was there before it.
+            self.proved = bool(verify.verify(before, before, logs, claim)[0])
+            if not self.proved and verify.last_sync(logs.values(), cut):
+                raise Trouble("the verifier does not notice when everything is lost")
+        return line
 
     def expect(self, bases, logs, claim):
         states = self.states()

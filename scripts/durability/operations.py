@@ -206,6 +206,14 @@ def do_direct(tree, path, offset, length, tag):
     yield names(tree, node)
 
 
+def do_direct_in_parts(tree, path, offset, length, tag):
+    """The same on a full disk: pages of it are there."""
+    yield from opened(tree, path)
+    node = tree.nodes[path]
+    node.put_pending(offset, contents(tag, length))
+    yield names(tree, node)
+
+
 def do_append(tree, path, length, tag):
     """Through the page cache, on a handle that stays open."""
     yield from opened(tree, path)

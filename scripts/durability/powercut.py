@@ -16,7 +16,7 @@ import time
 
 import verify
 from disks import Bench, Disk
-from faults import LIE, SYNCS, Faults
+from faults import HINTS, LIE, SYNCS, Faults
 from volume import Trouble, Writers, look, mounted
 
 KINDS = ["names", "names", "direct", "append", "replace", "map"]
@@ -59,7 +59,7 @@ class Cuts:
         self.writers.make_directories()
         self.bases = without_times(self.states(self.volume))
         if self.faults:
-            self.faults.switch(SYNCS, LIE)
+            self.faults.switch(SYNCS | HINTS, LIE)
 
     def round(self, number, cuts_max):
         """Works, is cut off some times, goes on, stops; then each cut is looked at."""
@@ -79,7 +79,7 @@ class Cuts:
         states = self.expect(self.volume, logs, verify.Claim(NEVER, NEVER, False))[0]
         self.bases = without_times(states)
         self.writers.sync()
-        if len(cuts) < cuts_max and self.chance.random() < 0.3:
+        if len(cuts) < cuts_max and self.chance.random() < 0.5:
             self.cut_while_unmounting(number)
 
     def cut(self, what):

@@ -5,6 +5,7 @@ asked to do, and that prefix is long enough. `Claim` says how long for a writer;
 prefixes that fit, and checks that those of different writers fit together in time.
 """
 
+import errno
 import json
 
 from model import Refused, Tree
@@ -34,6 +35,9 @@ def read_log(path):
             operations[-1].ended, operations[-1].errno = int(time), int(rest)
         else:
             broken = int(time), rest
+            if rest.startswith(f"{errno.ENOSPC} ") and operations[-1].operation[0] == "direct":
+                # On a full disk a large write goes in parts, of which the first may be there.
+                operations[-1].operation[0] = "direct_in_parts"
     return operations, broken
 
 

@@ -18,7 +18,7 @@ pub mod sim;
 
 pub use lock::{Holder, LockError, LockInfo, VolumeLock};
 pub use os::OsStorage;
-pub use shadow::ShadowStorage;
+pub use shadow::Shadow;
 use std::io;
 use std::ops::Range;
 
