@@ -94,7 +94,7 @@ class Exerciser:
         file.expect(offset, length, os.pread(fd, length, offset))
 
     def range(self, end, align=1):
-        """A random range below `end`, aligned at both ends; its length may be 0 if `end` is small."""
+        """A random range below `end`, aligned at both ends; its length may be 0."""
         offset = self.random.randrange(max(end, 1)) // align * align
         length = self.random.randint(1, self.length_max)
         length = -(-length // align) * align

@@ -3,7 +3,7 @@
 overlayfs.py make LOWER MODEL                      fills both with the same tree
 overlayfs.py run MERGED MODEL SEED OPERATIONS      the same operations on both, compared
 overlayfs.py compare MERGED MODEL                  e.g. after a remount
-overlayfs.py upper UPPER                           says whether whiteouts and opaque directories exist
+overlayfs.py upper UPPER                           wants whiteouts and opaque directories in it
 """
 
 import errno
@@ -23,9 +23,9 @@ stale = 0
 def fresh(action, *arguments):
     """Does something on the overlay, again if the kernel calls an inode stale.
 
-    Of a file with several names overlayfs asks the upper filesystem about the name by which it saw it
-    first, also when that was removed; of FUSE it then believes that the file is gone (Linux 6.18),
-    until it has forgotten the inode."""
+    Of a file with several names overlayfs asks the upper filesystem about the name by which it saw
+    it first, also when that was removed; of FUSE it then believes that the file is gone (Linux
+    6.18), until it has forgotten the inode."""
     global stale
     try:
         return action(*arguments)
@@ -101,12 +101,13 @@ class Operations:
         self.random = random.Random(seed)
 
     def path(self):
-        return pathlib.PurePath(*self.random.choices(NAMES, k=self.random.choices([1, 2, 3, 4], [1, 6, 9, 4])[0]))
+        depth = self.random.choices([1, 2, 3, 4], [1, 6, 9, 4])[0]
+        return pathlib.PurePath(*self.random.choices(NAMES, k=depth))
 
     def draw(self):
-        kind = self.random.choice(["create", "create", "mkdir", "replace", "remove", "remove", "rename",
-                                   "rename", "write", "write", "truncate", "symlink", "link",
-                                   "chmod", "chown", "xattr", "fifo", "rmdir"])
+        kind = self.random.choice(["create", "create", "mkdir", "replace", "remove", "remove",
+                                   "rename", "rename", "write", "write", "truncate", "symlink",
+                                   "link", "chmod", "chown", "xattr", "fifo", "rmdir"])
         return (kind, self.path(), self.path(), self.random.randrange(80000),
                 self.random.randbytes(self.random.choice([1, 100, 9000])))
 
@@ -115,7 +116,8 @@ class Operations:
         kind, name, other, number, data = operation
         path, second = root / name, root / other
         actions = {
-            "create": lambda: (path.parent.mkdir(parents=True, exist_ok=True), path.write_bytes(data)),
+            "create": lambda: (path.parent.mkdir(parents=True, exist_ok=True),
+                               path.write_bytes(data)),
             "mkdir": lambda: path.mkdir(parents=True),
             # A directory that is removed and made again hides the one below.
             "replace": lambda: (remove(path), path.mkdir()),
