@@ -339,16 +339,18 @@ impl Log {
             Item::Image { slot, bytes }.encode(&mut items);
         }
         Item::Flushed { through }.encode(&mut items);
-        let end = {
+        let durable = {
             let mut state = self.state.lock();
+            // What was appended since refers to pages that this flush does not take care of.
+            let complete = state.head == through;
             if state.gap.is_some() || !self.append_mark(&mut state, &items) {
                 return Ok(false);
             }
             state.head = state.head.next_multiple_of(BLOCK_BYTES);
-            state.head
+            if complete { state.head } else { through }
         };
         self.storage.sync(FileId::Log)?;
-        self.durable.fetch_max(end, Ordering::AcqRel);
+        self.durable.fetch_max(durable, Ordering::AcqRel);
         Ok(true)
     }
 

@@ -24,7 +24,7 @@ use crate::format::map::PageMap;
 use crate::format::record::{self, Counters, Inode, Table, Timestamp};
 use crate::format::{PAGE_BYTES, VolumeId};
 use crate::key::VolumeKeys;
-use crate::storage::Storage;
+use crate::storage::{Shadow, Storage};
 use background::Background;
 use cuts::Cuts;
 use data_keys::DataKeys;
@@ -202,6 +202,35 @@ impl Volume {
     /// # Errors
     /// One [`OpenError`] per refusal.
     pub fn open(
+        storage: Arc<dyn Storage>,
+        keys: Arc<VolumeKeys>,
+        volume_id: VolumeId,
+        cipher: Cipher,
+        config: &[u8],
+        options: &OpenOptions,
+    ) -> Result<(Arc<Self>, OpenReport), OpenError> {
+        let open = |storage: &Arc<dyn Storage>, read_only| {
+            let options = OpenOptions { read_only, ..*options };
+            Self::open_on(storage.clone(), keys.clone(), volume_id, cipher, config, &options)
+        };
+        if !options.read_only {
+            return open(&storage, false);
+        }
+        // Replaying the log brings contents into their slots, but who only reads changes nothing.
+        let in_memory = || Arc::new(Shadow::new(storage.clone())) as Arc<dyn Storage>;
+        let (volume, report) = open(&in_memory(), true)?;
+        if report.replayed == 0 {
+            return Ok((volume, report));
+        }
+        // An epoch in memory takes what the log says into the tree, which is what a check walks.
+        // Damage can keep it from being written, though not what is whole from being read.
+        let shadow = in_memory();
+        let committed = open(&shadow, false).ok().filter(|(volume, _)| volume.sync().is_ok());
+        let settled = committed.and_then(|_| open(&shadow, true).ok());
+        Ok((settled.map_or(volume, |(volume, _)| volume), report))
+    }
+
+    fn open_on(
         storage: Arc<dyn Storage>,
         keys: Arc<VolumeKeys>,
         volume_id: VolumeId,
