@@ -12,7 +12,7 @@ mod durable;
 pub use deferred::{Deferred, Pin};
 pub use durable::{DurableBitmaps, PIECE_BYTES, PIECE_SLOTS, runs_of};
 
-use crate::format::{PAGE_BYTES, SEGMENT_BYTES, SEGMENT_SLOTS, Slot};
+use crate::format::{PAGE_BYTES, RUN_PAGES, SEGMENT_BYTES, SEGMENT_SLOTS, Slot};
 use crate::storage::{FileId, Storage};
 use bitmap::Segment;
 use parking_lot::Mutex;
@@ -65,6 +65,8 @@ pub enum Purpose {
     New,
     /// Replaces data that will be freed: may use the reserve.
     Overwrite,
+    /// Data for which space was promised ([`Space::promise`]).
+    Promised,
 }
 
 /// No slot is free, or none that the disk has room for.
@@ -80,6 +82,8 @@ pub enum SpaceError {
 
 /// Slots in one allocation step of backed space, at most: 8 MiB.
 const BACKING_STEP_MAX: u64 = 2048;
+/// Slots that a reserve is filled up by in one step, at most: 64 MiB.
+const FILL_STEP_MAX: u32 = 16_384;
 /// Free, backed runs of this many slots (1 MiB, aligned) are given back to the disk.
 const PUNCH_SLOTS: u32 = 256;
 
@@ -96,6 +100,8 @@ struct Inner {
     segments: BTreeMap<u32, Segment>,
     classes: [ClassState; 3],
     used: u64,
+    /// Data slots that are kept for what `fallocate(2)` allocated.
+    promised: u64,
     first_fit: bool,
 }
 
@@ -140,7 +146,7 @@ impl Space {
         let mut runs = Vec::new();
         let mut missing = count;
         while missing > 0 {
-            let keep_backed = inner.classes[class as usize].backed_free <= self.reserve;
+            let keep_backed = inner.classes[class as usize].backed_free <= self.keep(&inner, class);
             match inner.take(class, missing, if keep_backed { Want::Unbacked } else { Want::Any }) {
                 Some(run) => {
                     missing -= run.count;
@@ -168,8 +174,12 @@ impl Space {
         count: u32,
         purpose: Purpose,
     ) -> Result<Vec<SlotRun>, SpaceError> {
-        let keep = if purpose == Purpose::New { self.reserve } else { 0 };
         let mut inner = self.inner.lock();
+        let keep = match purpose {
+            Purpose::New => self.keep(&inner, class),
+            Purpose::Overwrite if class == Class::Data => inner.promised,
+            Purpose::Overwrite | Purpose::Promised => 0,
+        };
         if inner.classes[class as usize].backed_free < keep + u64::from(count) {
             // Ask for more than is needed, so that the next allocations find it.
             let step = count.max(self.backing_step());
@@ -199,17 +209,65 @@ impl Space {
     /// # Errors
     /// [`SpaceError::NoSpace`] when the disk cannot give them.
     pub fn fill_reserve(&self) -> Result<(), SpaceError> {
-        let mut inner = self.inner.lock();
         for class in [Class::NodeA, Class::NodeB, Class::Data] {
-            while inner.classes[class as usize].backed_free < self.reserve {
-                if self.back(&mut inner, class, self.backing_step()).is_err() {
-                    let missing =
-                        self.reserve.saturating_sub(inner.classes[class as usize].backed_free);
-                    self.back(&mut inner, class, u32::try_from(missing).unwrap_or(u32::MAX))?;
-                }
-            }
+            // The lock is let go between steps: others are not to wait for all of it.
+            while !self.fill_step(&mut self.inner.lock(), class)? {}
         }
         Ok(())
+    }
+
+    /// Gets blocks for some of what a class lacks; true if it lacks nothing.
+    fn fill_step(&self, inner: &mut Inner, class: Class) -> Result<bool, SpaceError> {
+        let keep = self.keep(inner, class);
+        let missing = keep.saturating_sub(inner.classes[class as usize].backed_free);
+        if missing == 0 {
+            return Ok(true);
+        }
+        let missing = u32::try_from(missing).unwrap_or(u32::MAX).min(FILL_STEP_MAX);
+        if missing >= self.backing_step() || self.back(inner, class, self.backing_step()).is_err() {
+            self.back(inner, class, missing)?;
+        }
+        Ok(false)
+    }
+
+    /// Backed free slots of a class that are not for new data.
+    fn keep(&self, inner: &Inner, class: Class) -> u64 {
+        self.reserve
+            + match class {
+                Class::Data => inner.promised,
+                // A leaf for each page map, at the worst.
+                Class::NodeA | Class::NodeB => inner.promised.div_ceil(RUN_PAGES),
+            }
+    }
+
+    /// Keeps space for `pages` pages and their metadata from everybody who does not say
+    /// [`Purpose::Promised`], with blocks of the disk below it.
+    ///
+    /// # Errors
+    /// [`SpaceError::NoSpace`] when the disk cannot give it; nothing is kept then.
+    pub fn promise(&self, pages: u64) -> Result<(), SpaceError> {
+        if pages == 0 {
+            return Ok(());
+        }
+        self.inner.lock().promised += pages;
+        self.fill_reserve().inspect_err(|_| {
+            self.take_back(pages);
+            self.punch_everywhere();
+        })
+    }
+
+    /// Of what was promised, `pages` pages are no longer: they have their content, or nobody wants
+    /// them any more.
+    pub fn take_back(&self, pages: u64) {
+        if pages > 0 {
+            let mut inner = self.inner.lock();
+            inner.promised = inner.promised.saturating_sub(pages);
+        }
+    }
+
+    /// Pages that space is kept for.
+    pub fn promised(&self) -> u64 {
+        self.inner.lock().promised
     }
 
     /// Slots that first copies of nodes use.
@@ -329,9 +387,9 @@ impl Space {
 
     fn punch_window(&self, number: u32, first: u32) {
         let class = Class::of(number);
-        let keep = self.reserve * 2 + u64::from(PUNCH_SLOTS);
         let run = {
             let mut inner = self.inner.lock();
+            let keep = self.reserve + self.keep(&inner, class) + u64::from(PUNCH_SLOTS);
             if inner.classes[class as usize].backed_free < keep {
                 return;
             }
@@ -365,8 +423,9 @@ impl Space {
         let inner = self.inner.lock();
         let [a, b, data] = [Class::NodeA, Class::NodeB, Class::Data]
             .map(|class| inner.classes[class as usize].backed_free);
-        let wanting = self.reserve.saturating_sub(a) + self.reserve.saturating_sub(b);
-        (disk_free + data).saturating_sub(self.reserve + wanting)
+        let nodes = self.keep(&inner, Class::NodeA);
+        let wanting = nodes.saturating_sub(a) + nodes.saturating_sub(b);
+        (disk_free + data).saturating_sub(self.keep(&inner, Class::Data) + wanting)
     }
 
     /// Slots that are kept in reserve, over all classes.

@@ -76,6 +76,9 @@ fn run(volume: &Weak<Volume>, signal: &(Mutex<Signal>, Condvar)) {
         reap(&volume);
         // A failure is logged and remembered where it happens; whoever syncs next is told.
         let _ = volume.epochs.commit(&Default::default());
+        if volume.promises.take_excess() {
+            volume.epochs.space.punch_everywhere();
+        }
         crate::sys::memory::trim_heap();
         deadline = Instant::now() + EPOCH_INTERVAL;
         if volume.cuts.first().is_some() {

@@ -8,6 +8,7 @@ mod data_keys;
 mod discard;
 pub mod inspect;
 mod path;
+mod promises;
 mod records;
 mod resize;
 mod scan;
@@ -29,6 +30,7 @@ use cuts::Cuts;
 use data_keys::DataKeys;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use path::DamageLog;
+use promises::Promises;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -164,6 +166,7 @@ pub struct Volume {
     record_locks: Vec<Mutex<()>>,
     live: Arc<Live>,
     cuts: Cuts,
+    promises: Promises,
     background: Background,
     damage_log: DamageLog,
     read_only: bool,
@@ -243,6 +246,7 @@ impl Volume {
             record_locks: (0..RECORD_LOCKS).map(|_| Mutex::new(())).collect(),
             live,
             cuts,
+            promises: Promises::default(),
             background: Background::new(),
             damage_log: DamageLog::new(),
             read_only: options.read_only,
@@ -380,11 +384,11 @@ impl Volume {
     }
 
     /// Total and free space in 4 KiB pages, and inodes in use. What is used is what this volume
-    /// uses: total is that and what is free, so it changes with what others do on the disk below.
+    /// uses or keeps for what `fallocate(2)` allocated: total is that and what is free, so it changes with what others do on the disk below.
     pub fn space(&self) -> (u64, u64, u64) {
         let capacity = self.storage.capacity().unwrap_or_default();
         let page = PAGE_BYTES as u64;
-        let (used, _) = self.epochs.space.usage();
+        let used = self.epochs.space.usage().0 + self.epochs.space.promised();
         let free = match self.epochs.is_full() {
             true => 0,
             false => self.epochs.space.free_for_data(capacity.free_bytes / page),

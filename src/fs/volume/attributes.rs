@@ -9,6 +9,7 @@ use crate::fs::{Attr, Error, Kind, SetAttr, Time, acl, acl::Acl};
 
 /// Unit of `st_blocks` in bytes.
 const BLOCK_BYTES: u64 = 512;
+const PAGE_BLOCKS: u64 = PAGE_BYTES as u64 / BLOCK_BYTES;
 const SET_UID: u32 = 0o4000;
 const SET_GID: u32 = 0o2000;
 const GROUP_EXECUTE: u32 = 0o010;
@@ -22,7 +23,7 @@ pub(super) fn attr(ino: Ino, inode: &Inode) -> Result<Attr, Error> {
     })?;
     let blocks = match kind {
         Kind::File | Kind::Symlink if !inode.paged => inode.size.div_ceil(BLOCK_BYTES),
-        _ => inode.pages.saturating_mul(PAGE_BYTES as u64 / BLOCK_BYTES),
+        _ => inode.pages.saturating_mul(PAGE_BLOCKS),
     };
     Ok(Attr {
         ino,
@@ -54,19 +55,22 @@ impl VolumeTree {
     pub(super) fn set_attributes(&self, ino: Ino, set: &SetAttr) -> Result<Attr, Error> {
         check_times(set)?;
         if is_nothing(set) {
-            return attr(ino, &self.inode(ino)?);
+            return self.attr(ino, &self.inode(ino)?);
         }
         if set.kill_suid {
             self.drop_capability(ino)?;
         }
         if let Some(size) = set.size {
             let now = self.volume.now();
+            // An ACL, which has to follow the mode, is not known there: it takes a second step.
+            let has_acl = set.permissions.is_some() && self.inode(ino)?.has_xattrs;
+            let first = SetAttr { permissions: set.permissions.filter(|_| !has_acl), ..*set };
             let inode = self.resize(ino, size, &|inode| {
                 inode.mtime = now;
-                apply(inode, &SetAttr { permissions: None, uid: None, gid: None, ..*set }, now);
+                apply(inode, &first, now);
             })?;
-            if set.permissions.is_none() && set.uid.is_none() && set.gid.is_none() {
-                return attr(ino, &inode);
+            if !has_acl {
+                return self.attr(ino, &inode);
             }
         }
         self.set_record(ino, set)
@@ -86,7 +90,17 @@ impl VolumeTree {
         }
         change.put_inode(ino, &inode);
         drop(change);
-        attr(ino, &inode)
+        self.attr(ino, &inode)
+    }
+
+    /// What `stat(2)` reports of a record, with the blocks that `fallocate(2)` got it.
+    pub(super) fn attr(&self, ino: Ino, inode: &Inode) -> Result<Attr, Error> {
+        let mut attr = attr(ino, inode)?;
+        if attr.kind == Kind::File {
+            let promised = self.volume.promised_pages(ino).saturating_mul(PAGE_BLOCKS);
+            attr.blocks = attr.blocks.saturating_add(promised);
+        }
+        Ok(attr)
     }
 
     /// The access ACL of an inode and the length of its encoding.

@@ -11,6 +11,7 @@ use crate::fs::{Allocate, Error, Kind, Seek};
 /// holds.
 pub const SIZE_BYTES_MAX: u64 = i64::MAX as u64 / PAGE_BYTES as u64 * PAGE_BYTES as u64;
 
+const PAGE: u64 = PAGE_BYTES as u64;
 /// Piece in which ranges are copied.
 const COPY_PIECE_BYTES: usize = 1 << 20;
 /// Data copied by one call at most, so that it ends in a fraction of a second; `copy_file_range(2)`
@@ -114,7 +115,14 @@ impl VolumeTree {
         end(size, 0)?;
         self.file(ino)?;
         let _size = self.size_lock(ino).write();
-        self.volume.truncate(ino, size, touch).map_err(failed_at("truncating", ino, size))
+        let old_size = self.file(ino)?.size;
+        let inode = self.volume.truncate(ino, size, touch);
+        let inode = inode.map_err(failed_at("truncating", ino, size))?;
+        if size <= old_size {
+            // As on ext4, also what was allocated behind the end.
+            self.volume.forgo(ino, size.div_ceil(PAGE)..u64::MAX);
+        }
+        Ok(inode)
     }
 
     pub(super) fn allocate(
@@ -146,33 +154,43 @@ impl VolumeTree {
                 inode.mtime = now;
             }
         };
-        if changes_bytes {
-            self.clear(Position { ino, offset }, end, size, &touch)?;
-        } else {
-            let reserve = self.volume.reserve(ino, offset, length);
-            reserve.map_err(failed_at("reserving space for", ino, offset))?;
+        match what {
+            Allocate::Reserve { .. } => {
+                let reserved = self.volume.reserve(ino, offset, length);
+                reserved.map_err(failed_at("reserving space for", ino, offset))?;
+                if grows {
+                    let grown = self.volume.truncate(ino, end, &touch);
+                    return grown.map(drop).map_err(failed_at("growing", ino, end));
+                }
+                self.touch(ino, &touch)
+            }
+            Allocate::Punch => {
+                let punched = self.volume.punch(ino, offset, length, &touch);
+                punched.map_err(failed_at("punching", ino, offset))?;
+                self.volume.forgo(ino, offset.div_ceil(PAGE)..end / PAGE);
+                Ok(())
+            }
+            Allocate::Zero { .. } => {
+                let reserved = self.volume.reserve_zeroed(ino, offset, length);
+                reserved.map_err(failed_at("reserving space for", ino, offset))?;
+                let size = if grows { end } else { 0 };
+                self.volume.zero(ino, offset, length, size, &touch).map_err(|error| {
+                    // What still has content holds no promise.
+                    self.volume.forgo(ino, offset.div_ceil(PAGE)..end / PAGE);
+                    failed_at("zeroing", ino, offset)(error)
+                })
+            }
         }
-        if grows {
-            self.volume.truncate(ino, end, &touch).map_err(failed_at("growing", ino, end))?;
-            return Ok(());
-        }
-        self.touch(ino, &touch)
     }
 
-    /// Makes a range read as zeros; `size` is that of the file and stays.
-    fn clear(
-        &self,
-        at: Position,
-        end: u64,
-        size: u64,
-        touch: &dyn Fn(&mut Inode),
-    ) -> Result<(), Error> {
-        let end = end.min(size.checked_next_multiple_of(PAGE_BYTES as u64).unwrap_or(size));
+    /// Makes a hole of a range; `size` is that of the file and stays.
+    fn clear(&self, at: Position, end: u64, size: u64) -> Result<(), Error> {
+        let end = end.min(size.checked_next_multiple_of(PAGE).unwrap_or(size));
         if at.offset >= end {
             return Ok(());
         }
         self.volume
-            .punch(at.ino, at.offset, end - at.offset, touch)
+            .punch(at.ino, at.offset, end - at.offset, &|_| {})
             .map_err(failed_at("punching", at.ino, at.offset))
     }
 
@@ -239,7 +257,7 @@ impl VolumeTree {
             let data = self.next(source, true)?.unwrap_or(u64::MAX);
             if data > source.offset {
                 let hole = rest.min(data - source.offset);
-                self.clear(target, target.offset + hole, target_size, &|_| {})?;
+                self.clear(target, target.offset + hole, target_size)?;
                 copied += hole;
                 continue;
             }

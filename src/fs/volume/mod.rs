@@ -137,7 +137,7 @@ impl Tree for VolumeTree {
     }
 
     fn getattr(&self, ino: Ino) -> Result<Attr, Error> {
-        attributes::attr(ino, &self.inode(ino)?)
+        self.attr(ino, &self.inode(ino)?)
     }
 
     fn setattr(&self, ino: Ino, change: &SetAttr) -> Result<Attr, Error> {
