@@ -75,11 +75,14 @@ struct Shared {
     writers: Counts,
     /// Set when the mount exists, before the first request is read.
     writeback: Arc<OnceLock<Writeback>>,
+    /// Whether reading sets access times: neither `noatime` nor read-only.
+    access_times: bool,
 }
 
 impl Adapter {
-    fn new(tree: Arc<dyn Tree>, writeback: Arc<OnceLock<Writeback>>) -> Self {
-        let shared = Shared { tree, lookups: Counts::new(), writers: Counts::new(), writeback };
+    fn new(tree: Arc<dyn Tree>, writeback: Arc<OnceLock<Writeback>>, access_times: bool) -> Self {
+        let (lookups, writers) = (Counts::new(), Counts::new());
+        let shared = Shared { tree, lookups, writers, writeback, access_times };
         Self { shared: Arc::new(shared), workers: Workers::new() }
     }
 
@@ -122,6 +125,28 @@ impl Adapter {
             self.shared.lookups.add(entry.ino);
         }
         reply.add(INodeNo(entry.ino), entry.cookie, name, &ttl, &attr, GENERATION)
+    }
+
+    /// Somebody reads an inode, through a handle with these flags of open(2). After READ, READDIR
+    /// and READLINK the kernel asks for the access time when it is wanted (`fuse_invalidate_atime`).
+    fn accessed(&self, ino: INodeNo, flags: i32) {
+        if self.shared.access_times && flags & libc::O_NOATIME == 0 {
+            let _ = attempt("read", ino, || self.tree().accessed(ino.0, false));
+        }
+    }
+
+    /// Somebody opened an inode. What is cached is read without asking us, so that opening to read
+    /// counts as reading; the kernel is told to ask for the access time again.
+    fn opened(&self, ino: INodeNo, flags: i32) {
+        let reads = flags & libc::O_ACCMODE != libc::O_WRONLY;
+        if !self.shared.access_times || !reads || flags & libc::O_NOATIME != 0 {
+            return;
+        }
+        let is_changing = self.shared.writers.any(ino.0);
+        let is_new = attempt("open", ino, || self.tree().accessed(ino.0, is_changing));
+        if let (Ok(true), Some(kernel)) = (is_new, self.shared.writeback.get()) {
+            kernel.forget_attributes(ino.0);
+        }
     }
 
     /// Runs `work` on a worker thread and hands its result to `reply`.
@@ -273,7 +298,10 @@ impl Filesystem for Adapter {
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
         match attempt("readlink", ino, || self.tree().readlink(ino.0)) {
-            Ok(target) => reply.data(&target),
+            Ok(target) => {
+                self.accessed(ino, 0);
+                reply.data(&target);
+            }
             Err(errno) => reply.error(errno),
         }
     }
@@ -367,6 +395,7 @@ impl Filesystem for Adapter {
         let kill_suid = truncate && truncation_kills_suid(request);
         match attempt("open", ino, || self.tree().open(ino.0, truncate, kill_suid)) {
             Ok(handle) => {
+                self.opened(ino, flags.0);
                 if flags::writable(flags.0) {
                     self.shared.writers.add(ino.0);
                 }
@@ -383,10 +412,11 @@ impl Filesystem for Adapter {
         _: FileHandle,
         offset: u64,
         size: u32,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        self.accessed(ino, flags.0);
         READ_BUFFER.with_borrow_mut(|buffer| {
             match attempt("read", ino, || self.tree().read(ino.0, offset, size as usize, buffer)) {
                 Ok(()) => reply.data(buffer),
@@ -459,6 +489,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
+        self.accessed(ino, 0);
         let mut filled = false;
         let fill = || {
             self.tree().readdir(ino.0, offset, false, &mut |entry| {
@@ -483,6 +514,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        self.accessed(ino, 0);
         let (mut filled, mut left_over) = (false, None);
         let fill = || {
             self.tree().readdir(ino.0, offset, true, &mut |entry| {

@@ -129,7 +129,8 @@ impl Session {
         options: &Options,
     ) -> Result<Self, MountError> {
         let writeback = Arc::new(OnceLock::new());
-        let adapter = Adapter::new(tree, writeback.clone());
+        let access_times = options.atime && !options.read_only;
+        let adapter = Adapter::new(tree, writeback.clone(), access_times);
         let inner = match mount_directly(mountpoint, options)? {
             Some(device) => {
                 let config = config(options, Vec::new());

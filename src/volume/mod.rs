@@ -32,9 +32,9 @@ use parking_lot::{Mutex, MutexGuard, RwLock};
 use path::DamageLog;
 use promises::Promises;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 /// Contents up to this size are kept inline, in a record of their own, so that three fill a leaf.
 pub const INLINE_BYTES_MAX: u64 = 1_280;
@@ -169,8 +169,12 @@ pub struct Volume {
     promises: Promises,
     background: Background,
     damage_log: DamageLog,
+    before_epoch: OnceLock<BeforeEpoch>,
     read_only: bool,
 }
+
+/// See [`Volume::before_epoch`].
+type BeforeEpoch = Box<dyn Fn(&Volume, bool) + Send + Sync>;
 
 /// Locks on inode records; released on drop.
 pub struct InodeLocks<'a>(#[allow(dead_code)] Vec<MutexGuard<'a, ()>>);
@@ -249,6 +253,7 @@ impl Volume {
             promises: Promises::default(),
             background: Background::new(),
             damage_log: DamageLog::new(),
+            before_epoch: OnceLock::new(),
             read_only: options.read_only,
         });
         Ok((volume, report))
@@ -271,12 +276,26 @@ impl Volume {
         if self.read_only {
             return Ok(());
         }
+        self.prepare_epoch(true);
         self.epochs.commit(&CommitOptions::default())?;
         // Both superblocks hold the last state, so that putting an old copy of one back changes
         // nothing.
         let clean = CommitOptions { clean: true, force: true, ..CommitOptions::default() };
         self.epochs.commit(&clean)?;
         Ok(self.epochs.commit(&clean)?)
+    }
+
+    /// Sets what is called, once for ever, before the background ends an epoch and before the
+    /// volume is closed: the chance to put what can wait that long. It is told whether the epoch
+    /// has anything else in it.
+    pub fn before_epoch(&self, hook: BeforeEpoch) {
+        let _ = self.before_epoch.set(hook);
+    }
+
+    fn prepare_epoch(&self, has_work: bool) {
+        if let Some(hook) = self.before_epoch.get() {
+            hook(self, has_work);
+        }
     }
 
     /// Identity of the volume.
@@ -396,12 +415,9 @@ impl Volume {
         (used + free, free, self.live.inodes.load(Ordering::Relaxed))
     }
 
-    /// The wall clock.
+    /// The wall clock, as the kernel gives files their times.
     pub fn now(&self) -> Timestamp {
-        let (seconds, nanoseconds) = match SystemTime::now().duration_since(UNIX_EPOCH) {
-            Ok(since) => (since.as_secs() as i64, since.subsec_nanos()),
-            Err(_) => (0, 0),
-        };
+        let (seconds, nanoseconds) = crate::sys::clock::file_time();
         Timestamp { seconds, nanoseconds }
     }
 

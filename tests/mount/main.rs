@@ -6,6 +6,7 @@
 
 mod mounted;
 
+mod access;
 mod data;
 mod directory;
 mod holes;

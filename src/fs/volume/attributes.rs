@@ -60,6 +60,9 @@ impl VolumeTree {
         if set.kill_suid {
             self.drop_capability(ino)?;
         }
+        if set.atime.is_some() {
+            self.accesses.forget(ino);
+        }
         if let Some(size) = set.size {
             let now = self.volume.now();
             // An ACL, which has to follow the mode, is not known there: it takes a second step.
@@ -173,25 +176,10 @@ fn timestamp(time: Time) -> Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fs::volume::namespace::test_inode;
 
     fn inode(mode: u32) -> Inode {
-        let zero = Timestamp::default();
-        Inode {
-            mode,
-            links: 1,
-            uid: 1,
-            gid: 2,
-            rdev: 0,
-            paged: false,
-            has_xattrs: false,
-            size: 513,
-            pages: 0,
-            atime: zero,
-            mtime: zero,
-            ctime: zero,
-            btime: zero,
-            parent: 0,
-        }
+        Inode { mode, size: 513, ..test_inode() }
     }
 
     #[test]

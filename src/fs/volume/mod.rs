@@ -12,6 +12,7 @@
 //! 2. `sizes`: whoever computes a size from the size there is, against writers of the same file.
 //! 3. The volume's own, see [`Volume`].
 
+mod access;
 mod attributes;
 mod content;
 mod dir;
@@ -30,6 +31,7 @@ use super::{
 };
 use crate::format::record::Inode;
 use crate::volume::{self, Volume};
+use access::Accesses;
 use handle::Handles;
 
 pub use content::SIZE_BYTES_MAX;
@@ -45,6 +47,7 @@ const SIZE_LOCKS: usize = 64;
 pub struct VolumeTree {
     volume: Arc<Volume>,
     handles: Handles,
+    accesses: Arc<Accesses>,
     /// Keeps the ancestors of directories as they are while one is checked not to be moved below
     /// itself (the kernel's `s_vfs_rename_mutex`).
     moves: Mutex<()>,
@@ -56,7 +59,10 @@ impl VolumeTree {
     /// Serves `volume`. Call [`recover`] first if it was just opened.
     pub fn new(volume: Arc<Volume>) -> Self {
         let sizes = [const { RwLock::new(()) }; SIZE_LOCKS];
-        Self { volume, handles: Handles::default(), moves: Mutex::new(()), sizes }
+        let accesses = Arc::new(Accesses::default());
+        let waiting = accesses.clone();
+        volume.before_epoch(Box::new(move |volume, has_work| waiting.put(volume, has_work)));
+        Self { volume, handles: Handles::default(), accesses, moves: Mutex::new(()), sizes }
     }
 
     /// Keeps every inode that loses its last name until [`Tree::forget`] says that nobody holds it.
@@ -68,7 +74,12 @@ impl VolumeTree {
     }
 
     fn inode(&self, ino: Ino) -> Result<Inode, Error> {
-        self.volume.inode(ino).map_err(failed("reading the attributes", ino))?.ok_or(Error::Stale)
+        let inode = self.volume.inode(ino).map_err(failed("reading the attributes", ino))?;
+        let mut inode = inode.ok_or(Error::Stale)?;
+        if let Some(at) = self.accesses.get(ino) {
+            inode.atime = inode.atime.max(at);
+        }
+        Ok(inode)
     }
 
     /// Discards an inode that has no name and is not open. What asked for it has succeeded already,
@@ -200,6 +211,10 @@ impl Tree for VolumeTree {
         self.open_file(ino, truncate, kill_suid)
     }
 
+    fn accessed(&self, ino: Ino, is_changing: bool) -> Result<bool, Error> {
+        self.note_access(ino, is_changing)
+    }
+
     fn create(
         &self,
         caller: Caller,
@@ -251,11 +266,15 @@ impl Tree for VolumeTree {
         Ok(())
     }
 
-    fn fsync(&self, ino: Ino, _handle: u64, _data_only: bool) -> Result<(), Error> {
+    fn fsync(&self, ino: Ino, _handle: u64, data_only: bool) -> Result<(), Error> {
+        if !data_only {
+            self.put_access(ino)?;
+        }
         self.volume.sync_file(ino).map_err(failed("syncing", ino))
     }
 
     fn sync(&self) -> Result<(), Error> {
+        self.accesses.put(&self.volume, true);
         self.volume.sync().map_err(|error| explain(error, || "syncing the volume failed".into()))
     }
 

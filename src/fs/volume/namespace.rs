@@ -342,3 +342,25 @@ pub(super) fn blank(volume: &Volume, mode: u32) -> Inode {
         parent: 0,
     }
 }
+
+/// An inode for tests of what looks at one record only.
+#[cfg(test)]
+pub(super) fn test_inode() -> Inode {
+    let zero = crate::format::record::Timestamp::default();
+    Inode {
+        mode: libc::S_IFREG | 0o644,
+        links: 1,
+        uid: 1,
+        gid: 2,
+        rdev: 0,
+        paged: false,
+        has_xattrs: false,
+        size: 0,
+        pages: 0,
+        atime: zero,
+        mtime: zero,
+        ctime: zero,
+        btime: zero,
+        parent: 0,
+    }
+}
