@@ -113,6 +113,8 @@ pub struct Space {
     reserve: u64,
     /// A segment was created and its directory entry is not durable.
     directory_dirty: AtomicBool,
+    /// The last refusal of the disk was one of a quota.
+    over_quota: AtomicBool,
 }
 
 impl Space {
@@ -133,7 +135,13 @@ impl Space {
             inner.segments.insert(number, segment);
         }
         inner.first_fit = first_fit;
-        Self { inner: Mutex::new(inner), storage, reserve, directory_dirty: AtomicBool::new(false) }
+        Self {
+            inner: Mutex::new(inner),
+            storage,
+            reserve,
+            directory_dirty: AtomicBool::new(false),
+            over_quota: AtomicBool::new(false),
+        }
     }
 
     /// Takes up to `count` slots of `class`, in as few runs as it can. Their content is undefined
@@ -263,6 +271,20 @@ impl Space {
             let mut inner = self.inner.lock();
             inner.promised = inner.promised.saturating_sub(pages);
         }
+    }
+
+    /// Whether an error says that the disk has no space; remembers whether a quota is why.
+    pub fn refuses(&self, error: &io::Error) -> bool {
+        if is_full(error) {
+            let quota = error.kind() == io::ErrorKind::QuotaExceeded;
+            self.over_quota.store(quota, Ordering::Relaxed);
+        }
+        is_full(error)
+    }
+
+    /// Whether a quota was the reason of the last refusal of the disk.
+    pub fn is_over_quota(&self) -> bool {
+        self.over_quota.load(Ordering::Relaxed)
     }
 
     /// Pages that space is kept for.
@@ -463,7 +485,7 @@ impl Space {
             inner.give_back(run);
             match allocated {
                 Ok(()) => missing -= run.count.min(missing),
-                Err(error) if is_full(&error) => {
+                Err(error) if self.refuses(&error) => {
                     // Some filesystems keep what they found before they failed.
                     let _ = self.storage.punch(file, run.first.offset(), bytes);
                     return Err(SpaceError::NoSpace);
@@ -485,7 +507,7 @@ impl Space {
         let created = created.and_then(|()| self.storage.set_length(file, SEGMENT_BYTES));
         match created {
             Ok(()) => {}
-            Err(error) if is_full(&error) => return Err(SpaceError::NoSpace),
+            Err(error) if self.refuses(&error) => return Err(SpaceError::NoSpace),
             Err(error) => return Err(error.into()),
         }
         self.directory_dirty.store(true, Ordering::Release);

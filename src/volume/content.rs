@@ -6,7 +6,7 @@ use crate::crypto::Cipher;
 use crate::format::map::{PageMap, PagePointer};
 use crate::format::record::Inode;
 use crate::format::{FORMAT_VERSION, PAGE_BYTES, RUN_PAGES, Slot};
-use crate::space::{Class, Purpose, SlotRun, SpaceError, is_full};
+use crate::space::{Class, Purpose, SlotRun, SpaceError};
 use crate::storage::FileId;
 use std::cell::RefCell;
 use std::io;
@@ -259,7 +259,8 @@ impl Volume {
             done => return done,
         }
         let parts = self.parts(ino, first_page, (data.len() / PAGE_BYTES) as u64)?;
-        if parts.len() == 1 {
+        let is_promised = parts.iter().any(|(_, purpose)| *purpose == Purpose::Promised);
+        if parts.len() == 1 || data.len() <= FULL_PART_BYTES && !is_promised {
             return Err(Error::NoSpace);
         }
         let (mut rest, mut refused) = (data, None);
@@ -377,7 +378,7 @@ impl Volume {
             Ok(()) => Ok(runs),
             Err(error) => {
                 space.release(&runs);
-                let full = is_full(&error);
+                let full = space.refuses(&error);
                 Err(if full { SpaceError::NoSpace } else { SpaceError::Storage(error) })
             }
         };

@@ -402,6 +402,11 @@ impl Volume {
         attempt()
     }
 
+    /// Whether it was a quota, and not the end of the disk, that last refused space.
+    pub fn is_over_quota(&self) -> bool {
+        self.epochs.space.is_over_quota()
+    }
+
     /// Total and free space in 4 KiB pages, and inodes in use. What is used is what this volume
     /// uses or keeps for what `fallocate(2)` allocated: total is that and what is free, so it changes with what others do on the disk below.
     pub fn space(&self) -> (u64, u64, u64) {

@@ -4,6 +4,7 @@
 mod allocate;
 #[path = "../common/mod.rs"]
 mod common;
+mod every;
 mod fsync;
 mod full;
 mod lost;

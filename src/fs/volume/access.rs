@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use super::{Ino, VolumeTree, failed};
+use super::{Ino, VolumeTree};
 use crate::format::record::{Inode, Timestamp};
 use crate::fs::Error;
 use crate::volume::{self, Volume};
@@ -105,7 +105,7 @@ impl VolumeTree {
             return Ok(false);
         }
         if !self.accesses.add(ino, now) {
-            put(&self.volume, ino, now).map_err(failed("setting the access time", ino))?;
+            put(&self.volume, ino, now).map_err(self.failed("setting the access time", ino))?;
         }
         Ok(true)
     }
@@ -113,7 +113,7 @@ impl VolumeTree {
     /// Puts the access time of one inode, if it waits.
     pub(super) fn put_access(&self, ino: Ino) -> Result<(), Error> {
         if let Some(at) = self.accesses.get(ino) {
-            put(&self.volume, ino, at).map_err(failed("setting the access time", ino))?;
+            put(&self.volume, ino, at).map_err(self.failed("setting the access time", ino))?;
             self.accesses.forget(ino);
         }
         Ok(())

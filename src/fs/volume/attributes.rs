@@ -1,7 +1,7 @@
 //! Attributes: from records, and changing them.
 
 use super::edit::kind;
-use super::{Ino, VolumeTree, failed};
+use super::{Ino, VolumeTree};
 use crate::format::PAGE_BYTES;
 use crate::format::record::{Inode, Timestamp};
 use crate::fs::attr::TimeOrNow;
@@ -86,7 +86,8 @@ impl VolumeTree {
         let now = self.volume.now();
         apply(&mut inode, set, now);
         let list = if set.permissions.is_some() { self.access_acl(ino, &inode)? } else { None };
-        let mut change = self.volume.change(true).map_err(failed("changing attributes", ino))?;
+        let mut change =
+            self.volume.change(true).map_err(self.failed("changing attributes", ino))?;
         if let Some((mut list, old_bytes)) = list {
             list.chmod(inode.mode);
             change.put_xattr(ino, acl::ACCESS, &list.encode(), Some(old_bytes));
@@ -121,7 +122,8 @@ impl VolumeTree {
         let _locks = self.volume.lock_inodes(&[ino]);
         let mut inode = self.inode(ino)?;
         edit(&mut inode);
-        let mut change = self.volume.change(true).map_err(failed("changing attributes", ino))?;
+        let mut change =
+            self.volume.change(true).map_err(self.failed("changing attributes", ino))?;
         change.put_inode(ino, &inode);
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use super::attributes::kill_suid;
 use super::edit::kind;
-use super::{Ino, VolumeTree, failed_at};
+use super::{Ino, VolumeTree};
 use crate::format::PAGE_BYTES;
 use crate::format::record::Inode;
 use crate::fs::{Allocate, Error, Kind, Seek};
@@ -74,7 +74,9 @@ impl VolumeTree {
         buffer: &mut Vec<u8>,
     ) -> Result<(), Error> {
         self.file(ino)?;
-        self.volume.read(ino, offset, length, buffer).map_err(failed_at("reading", ino, offset))
+        self.volume
+            .read(ino, offset, length, buffer)
+            .map_err(self.failed_at("reading", ino, offset))
     }
 
     pub(super) fn write_content(
@@ -102,7 +104,7 @@ impl VolumeTree {
                     kill_suid(inode);
                 }
             })
-            .map_err(failed_at("writing", ino, offset))
+            .map_err(self.failed_at("writing", ino, offset))
     }
 
     /// Sets the size.
@@ -117,7 +119,7 @@ impl VolumeTree {
         let _size = self.size_lock(ino).write();
         let old_size = self.file(ino)?.size;
         let inode = self.volume.truncate(ino, size, touch);
-        let inode = inode.map_err(failed_at("truncating", ino, size))?;
+        let inode = inode.map_err(self.failed_at("truncating", ino, size))?;
         if size <= old_size {
             // As on ext4, also what was allocated behind the end.
             self.volume.forgo(ino, size.div_ceil(PAGE)..u64::MAX);
@@ -157,27 +159,27 @@ impl VolumeTree {
         match what {
             Allocate::Reserve { .. } => {
                 let reserved = self.volume.reserve(ino, offset, length);
-                reserved.map_err(failed_at("reserving space for", ino, offset))?;
+                reserved.map_err(self.failed_at("reserving space for", ino, offset))?;
                 if grows {
                     let grown = self.volume.truncate(ino, end, &touch);
-                    return grown.map(drop).map_err(failed_at("growing", ino, end));
+                    return grown.map(drop).map_err(self.failed_at("growing", ino, end));
                 }
                 self.touch(ino, &touch)
             }
             Allocate::Punch => {
                 let punched = self.volume.punch(ino, offset, length, &touch);
-                punched.map_err(failed_at("punching", ino, offset))?;
+                punched.map_err(self.failed_at("punching", ino, offset))?;
                 self.volume.forgo(ino, offset.div_ceil(PAGE)..end / PAGE);
                 Ok(())
             }
             Allocate::Zero { .. } => {
                 let reserved = self.volume.reserve_zeroed(ino, offset, length);
-                reserved.map_err(failed_at("reserving space for", ino, offset))?;
+                reserved.map_err(self.failed_at("reserving space for", ino, offset))?;
                 let size = if grows { end } else { 0 };
                 self.volume.zero(ino, offset, length, size, &touch).map_err(|error| {
                     // What still has content holds no promise.
                     self.volume.forgo(ino, offset.div_ceil(PAGE)..end / PAGE);
-                    failed_at("zeroing", ino, offset)(error)
+                    self.failed_at("zeroing", ino, offset)(error)
                 })
             }
         }
@@ -191,7 +193,7 @@ impl VolumeTree {
         }
         self.volume
             .punch(at.ino, at.offset, end - at.offset, &|_| {})
-            .map_err(failed_at("punching", at.ino, at.offset))
+            .map_err(self.failed_at("punching", at.ino, at.offset))
     }
 
     pub(super) fn seek_content(&self, ino: Ino, offset: u64, what: Seek) -> Result<u64, Error> {
@@ -203,7 +205,7 @@ impl VolumeTree {
 
     fn next(&self, at: Position, data: bool) -> Result<Option<u64>, Error> {
         let next = self.volume.seek(at.ino, at.offset, data);
-        next.map_err(failed_at("seeking in", at.ino, at.offset))
+        next.map_err(self.failed_at("seeking in", at.ino, at.offset))
     }
 
     /// Copies data in pieces and leaves out holes, which become holes of the target.
@@ -237,7 +239,9 @@ impl VolumeTree {
         // The size is what was there, or the end of what was copied: a hole at the end does not
         // grow it.
         let size = target_size.max(to.offset + copied);
-        self.volume.truncate(to.ino, size, &touch).map_err(failed_at("growing", to.ino, size))?;
+        self.volume
+            .truncate(to.ino, size, &touch)
+            .map_err(self.failed_at("growing", to.ino, size))?;
         Ok(copied)
     }
 
@@ -265,15 +269,16 @@ impl VolumeTree {
             let piece = rest.min(hole.saturating_sub(source.offset)).min(COPY_PIECE_BYTES as u64);
             self.volume
                 .read(source.ino, source.offset, piece as usize, &mut buffer)
-                .map_err(failed_at("reading", source.ino, source.offset))?;
+                .map_err(self.failed_at("reading", source.ino, source.offset))?;
             if buffer.is_empty() {
                 break;
             }
-            self.volume.write(target.ino, target.offset, &buffer, &|_| {}).map_err(failed_at(
-                "writing",
-                target.ino,
-                target.offset,
-            ))?;
+            let written = self.volume.write(target.ino, target.offset, &buffer, &|_| {});
+            match written.map_err(self.failed_at("writing", target.ino, target.offset)) {
+                // As write(2): what there is space for is copied, and said.
+                Err(Error::NoSpace | Error::QuotaExceeded) if copied > 0 => break,
+                written => written?,
+            }
             copied += buffer.len() as u64;
             data_bytes += buffer.len() as u64;
         }

@@ -1,7 +1,7 @@
 //! Reading names: lookup, listing, link targets.
 
 use super::edit::kind;
-use super::{Ino, VolumeTree, failed};
+use super::{Ino, VolumeTree};
 use crate::format::record::{Entry, Inode};
 use crate::fs::{Attr, DirEntry, Error, Kind, name};
 
@@ -62,7 +62,7 @@ impl VolumeTree {
                 };
                 visit(&DirEntry { ino, kind, name, cookie, attr: attr_of(ino) })
             })
-            .map_err(failed("listing the entries", ino))?;
+            .map_err(self.failed("listing the entries", ino))?;
         match unknown {
             None => Ok(()),
             Some((child, kind)) => Err(Error::Io {
@@ -76,7 +76,7 @@ impl VolumeTree {
         if kind(&self.inode(ino)?) != Some(Kind::Symlink) {
             return Err(Error::Invalid("not a symbolic link"));
         }
-        self.volume.inline(ino).map_err(failed("reading the link target", ino))
+        self.volume.inline(ino).map_err(self.failed("reading the link target", ino))
     }
 
     /// The record of a directory.
@@ -86,7 +86,7 @@ impl VolumeTree {
     }
 
     pub(super) fn entry(&self, parent: Ino, name: &[u8]) -> Result<Option<Entry>, Error> {
-        self.volume.entry(parent, name).map_err(failed("looking up an entry", parent))
+        self.volume.entry(parent, name).map_err(self.failed("looking up an entry", parent))
     }
 }
 

@@ -74,7 +74,7 @@ impl VolumeTree {
     }
 
     fn inode(&self, ino: Ino) -> Result<Inode, Error> {
-        let inode = self.volume.inode(ino).map_err(failed("reading the attributes", ino))?;
+        let inode = self.volume.inode(ino).map_err(self.failed("reading the attributes", ino))?;
         let mut inode = inode.ok_or(Error::Stale)?;
         if let Some(at) = self.accesses.get(ino) {
             inode.atime = inode.atime.max(at);
@@ -90,6 +90,24 @@ impl VolumeTree {
         }
     }
 
+    /// See [`failed`].
+    fn failed(&self, what: &'static str, ino: Ino) -> impl FnOnce(volume::Error) -> Error + '_ {
+        failed(&self.volume, what, ino)
+    }
+
+    /// As [`failed`], with the offset in bytes.
+    fn failed_at(
+        &self,
+        what: &'static str,
+        ino: Ino,
+        offset: u64,
+    ) -> impl FnOnce(volume::Error) -> Error + '_ {
+        move |error| {
+            let what = || format!("{what} inode {ino} at offset {offset} failed");
+            explain(&self.volume, error, what)
+        }
+    }
+
     fn size_lock(&self, ino: Ino) -> &RwLock<()> {
         &self.sizes[ino as usize % SIZE_LOCKS]
     }
@@ -102,7 +120,7 @@ impl VolumeTree {
 /// [`Error::Io`] if the list cannot be read.
 pub fn recover(volume: &Volume) -> Result<u64, Error> {
     let mut discarded = 0;
-    for ino in volume.orphans().map_err(failed("listing nameless inodes", ROOT))? {
+    for ino in volume.orphans().map_err(failed(volume, "listing nameless inodes", ROOT))? {
         match volume.discard(ino) {
             Ok(()) => discarded += 1,
             Err(error) => log::warn!("inode {ino} has no name and cannot be discarded: {error}"),
@@ -112,17 +130,17 @@ pub fn recover(volume: &Volume) -> Result<u64, Error> {
 }
 
 /// Makes the caller's error of a volume's: what was attempted, and on which inode.
-fn failed(what: &'static str, ino: Ino) -> impl FnOnce(volume::Error) -> Error {
-    move |error| explain(error, || format!("{what} of inode {ino} failed"))
+fn failed<'a>(
+    volume: &'a Volume,
+    what: &'static str,
+    ino: Ino,
+) -> impl FnOnce(volume::Error) -> Error + 'a {
+    move |error| explain(volume, error, || format!("{what} of inode {ino} failed"))
 }
 
-/// As [`failed`], with the offset in bytes.
-fn failed_at(what: &'static str, ino: Ino, offset: u64) -> impl FnOnce(volume::Error) -> Error {
-    move |error| explain(error, || format!("{what} inode {ino} at offset {offset} failed"))
-}
-
-fn explain(error: volume::Error, what: impl FnOnce() -> String) -> Error {
+fn explain(volume: &Volume, error: volume::Error, what: impl FnOnce() -> String) -> Error {
     match error {
+        volume::Error::NoSpace if volume.is_over_quota() => Error::QuotaExceeded,
         volume::Error::NoSpace => Error::NoSpace,
         volume::Error::NoInode(_) => Error::Stale,
         volume::Error::TooLarge => Error::TooLarge,
@@ -270,12 +288,13 @@ impl Tree for VolumeTree {
         if !data_only {
             self.put_access(ino)?;
         }
-        self.volume.sync_file(ino).map_err(failed("syncing", ino))
+        self.volume.sync_file(ino).map_err(self.failed("syncing", ino))
     }
 
     fn sync(&self) -> Result<(), Error> {
         self.accesses.put(&self.volume, true);
-        self.volume.sync().map_err(|error| explain(error, || "syncing the volume failed".into()))
+        let what = || "syncing the volume failed".into();
+        self.volume.sync().map_err(|error| explain(&self.volume, error, what))
     }
 
     fn readdir(
