@@ -72,7 +72,7 @@ pub(super) struct Promises {
 impl Promises {
     /// How many pages of `range` are promised.
     pub(super) fn count(&self, ino: u64, range: &Range<u64>) -> u64 {
-        if !self.any.load(Ordering::Acquire) {
+        if range.is_empty() || !self.any.load(Ordering::Acquire) {
             return 0;
         }
         self.inodes.lock().get(&ino).map_or(0, |ranges| ranges.count(range))
@@ -86,7 +86,7 @@ impl Promises {
 
     /// Removes the promises to `range`; says how many pages had one.
     fn take(&self, ino: u64, range: &Range<u64>) -> u64 {
-        if !self.any.load(Ordering::Acquire) {
+        if range.is_empty() || !self.any.load(Ordering::Acquire) {
             return 0;
         }
         let mut inodes = self.inodes.lock();
@@ -139,7 +139,7 @@ impl Volume {
         self.promise(ino, ranges)
     }
 
-    /// Takes back what was promised to a range of pages.
+    /// Takes back what was promised to a range of pages, which may be empty.
     pub fn forgo(&self, ino: u64, pages: Range<u64>) {
         let taken = self.promises.take(ino, &pages);
         self.epochs.space.take_back(taken);
