@@ -128,7 +128,8 @@ impl Adapter {
     }
 
     /// Somebody reads an inode, through a handle with these flags of open(2). After READ, READDIR
-    /// and READLINK the kernel asks for the access time when it is wanted (`fuse_invalidate_atime`).
+    /// and READLINK the kernel asks for the access time when it is wanted
+    /// (`fuse_invalidate_atime`).
     fn accessed(&self, ino: INodeNo, flags: i32) {
         if self.shared.access_times && flags & libc::O_NOATIME == 0 {
             let _ = attempt("read", ino, || self.tree().accessed(ino.0, false));
@@ -195,6 +196,12 @@ fn reply_xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, Errno>) {
         Ok(value) => reply.data(&value),
         Err(errno) => reply.error(errno),
     }
+}
+
+/// A list of names, each with its NUL, without those of the `trusted.` namespace.
+fn without_trusted(names: &[u8]) -> Vec<u8> {
+    let names = names.split_inclusive(|&byte| byte == 0);
+    names.filter(|name| !name.starts_with(b"trusted.")).flatten().copied().collect()
 }
 
 fn caller(request: &Request, umask: u32) -> Caller {
@@ -584,8 +591,14 @@ impl Filesystem for Adapter {
         reply_xattr(reply, size, value);
     }
 
-    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        reply_xattr(reply, size, attempt("listxattr", ino, || self.tree().listxattr(ino.0)));
+    /// Names of `trusted.` attributes are for root to see (xattr(7)). Whether the caller has
+    /// CAP_SYS_ADMIN, which is the kernel's question, a request does not say.
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let mut names = attempt("listxattr", ino, || self.tree().listxattr(ino.0));
+        if let (Ok(names), true) = (&mut names, request.uid() != 0) {
+            *names = without_trusted(names);
+        }
+        reply_xattr(reply, size, names);
     }
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {

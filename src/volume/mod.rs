@@ -408,7 +408,8 @@ impl Volume {
     }
 
     /// Total and free space in 4 KiB pages, and inodes in use. What is used is what this volume
-    /// uses or keeps for what `fallocate(2)` allocated: total is that and what is free, so it changes with what others do on the disk below.
+    /// uses, or keeps for what `fallocate(2)` allocated: total is that and what is free, so it
+    /// changes with what others do on the disk below.
     pub fn space(&self) -> (u64, u64, u64) {
         let capacity = self.storage.capacity().unwrap_or_default();
         let page = PAGE_BYTES as u64;

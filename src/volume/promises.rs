@@ -1,9 +1,9 @@
 //! Space that `fallocate(2)` promised to pages without content.
 //!
-//! A page is always written to a slot that is free, so what is promised are not certain slots but so
-//! many: [`Space::promise`](crate::space::Space::promise) keeps that many from everybody else, with
-//! blocks of the disk below them. Which pages they are for is remembered here, as long as the volume
-//! is open.
+//! A page is always written to a slot that is free, so what is promised are not certain slots but
+//! so many: [`Space::promise`](crate::space::Space::promise) keeps that many from everybody else,
+//! with blocks of the disk below them. Which pages they are for is remembered here, as long as the
+//! volume is open.
 
 use super::{Error, FILE_BYTES_MAX, Volume};
 use crate::format::{PAGE_BYTES, RUN_PAGES};

@@ -7,6 +7,7 @@
 mod mounted;
 
 mod access;
+mod backing;
 mod data;
 mod directory;
 mod holes;
