@@ -30,6 +30,11 @@ pub struct SlotRun {
     pub count: u32,
 }
 
+/// All slots of some runs.
+pub fn slots_of(runs: &[SlotRun]) -> impl Iterator<Item = Slot> + '_ {
+    runs.iter().flat_map(|run| (run.first.0..run.first.0 + u64::from(run.count)).map(Slot))
+}
+
 /// What a slot is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
@@ -86,6 +91,10 @@ const BACKING_STEP_MAX: u64 = 2048;
 const FILL_STEP_MAX: u32 = 16_384;
 /// Free, backed runs of this many slots (1 MiB, aligned) are given back to the disk.
 const PUNCH_SLOTS: u32 = 256;
+/// A segment of whose slots with blocks less than one in so many is used is worth emptying.
+const SPARSE_RATIO: u32 = 4;
+/// And that many blocks must come back, so that moving pays: 4 MiB.
+const SPARSE_SLOTS_MIN: u32 = 1024;
 
 #[derive(Default)]
 struct ClassState {
@@ -103,6 +112,8 @@ struct Inner {
     /// Data slots that are kept for what `fallocate(2)` allocated.
     promised: u64,
     first_fit: bool,
+    /// A segment from which nothing is taken if there is another, because it is being emptied.
+    closed: Option<u32>,
 }
 
 /// The allocator.
@@ -411,7 +422,7 @@ impl Space {
         let class = Class::of(number);
         let run = {
             let mut inner = self.inner.lock();
-            let keep = self.reserve + self.keep(&inner, class) + u64::from(PUNCH_SLOTS);
+            let keep = self.kept(&inner, class);
             if inner.classes[class as usize].backed_free < keep {
                 return;
             }
@@ -432,6 +443,38 @@ impl Space {
             }
         }
         inner.give_back(run);
+    }
+
+    /// Takes nothing from a segment, if there is another, until [`Space::reopen`].
+    pub fn close(&self, segment: u32) {
+        self.inner.lock().closed = Some(segment);
+    }
+
+    /// Takes from all segments again.
+    pub fn reopen(&self) {
+        self.inner.lock().closed = None;
+    }
+
+    /// A segment of contents that is nearly empty, but so scattered that its blocks cannot be given
+    /// back, and `but` is not to be.
+    pub fn sparse_segment(&self, but: &dyn Fn(u32) -> bool) -> Option<u32> {
+        let inner = self.inner.lock();
+        if inner.classes[Class::Data as usize].backed_free < self.kept(&inner, Class::Data) {
+            return None;
+        }
+        let sparse = inner.segments.iter().filter(|(number, segment)| {
+            let (used, backed) = (segment.used(), segment.backed());
+            Class::of(**number) == Class::Data
+                && used > 0
+                && used.saturating_mul(SPARSE_RATIO) < backed
+                && backed - used >= SPARSE_SLOTS_MIN
+        });
+        sparse.map(|(&number, _)| number).find(|&number| !but(number))
+    }
+
+    /// Free slots of a class that keep their blocks.
+    fn kept(&self, inner: &Inner, class: Class) -> u64 {
+        self.reserve + self.keep(inner, class) + u64::from(PUNCH_SLOTS)
     }
 
     /// Slots in use, and free slots that are backed.
@@ -547,14 +590,18 @@ impl Inner {
             segments
                 .range(range)
                 .map(|(&n, _)| n)
-                .filter(|&n| Class::of(n) == class)
+                .filter(|&n| Class::of(n) == class && self.closed != Some(n))
                 .collect::<Vec<_>>()
         };
         let mut order = numbers(start..=u32::MAX, &self.segments);
         order.extend(numbers(0..=start, &self.segments));
+        if want == Want::Backed {
+            // Rather than refuse what was promised, a segment is not emptied.
+            order.extend(self.closed.filter(|&number| Class::of(number) == class));
+        }
         for (step, number) in order.into_iter().enumerate() {
             let from = if step == 0 && number == start { start_index } else { 0 };
-            let segment = self.segments.get(&number).expect("listed");
+            let Some(segment) = self.segments.get(&number) else { continue };
             if let Some((first, found)) = segment.find(from, count, want) {
                 let run = SlotRun { first: slot(number, first), count: found };
                 self.hold(run);

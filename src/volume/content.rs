@@ -3,10 +3,11 @@
 use super::data_keys::chunk_of;
 use super::{Error, FILE_BYTES_MAX, INLINE_BYTES_MAX, Volume};
 use crate::crypto::Cipher;
+use crate::format::log::page_sum;
 use crate::format::map::{PageMap, PagePointer};
 use crate::format::record::Inode;
 use crate::format::{FORMAT_VERSION, PAGE_BYTES, RUN_PAGES, Slot};
-use crate::space::{Class, Purpose, SlotRun, SpaceError};
+use crate::space::{Class, Purpose, SlotRun, SpaceError, slots_of};
 use crate::storage::FileId;
 use std::cell::RefCell;
 use std::io;
@@ -33,6 +34,8 @@ pub(super) struct Placed {
     first_page: u64,
     pub(super) pages: Vec<PagePointer>,
     pub(super) runs: Vec<SlotRun>,
+    /// Sums of the sealed pages, for the log.
+    pub(super) sums: Vec<u64>,
 }
 
 impl Volume {
@@ -360,18 +363,22 @@ impl Volume {
                 pages.push(PagePointer { slot: Slot(0), nonce, tag });
             }
             let runs = self.write_slots(ino, first_page, sealed)?;
-            let slots = runs
-                .iter()
-                .flat_map(|run| (0..u64::from(run.count)).map(|index| Slot(run.first.0 + index)));
+            let slots = slots_of(&runs);
             for (pointer, slot) in pages.iter_mut().zip(slots) {
                 pointer.slot = slot;
             }
-            Ok(Placed { first_page, pages, runs })
+            let sums = sealed.chunks_exact(PAGE_BYTES).map(page_sum).collect();
+            Ok(Placed { first_page, pages, runs, sums })
         })
     }
 
     /// Writes sealed pages into free slots, into the reserve if they replace others.
-    fn write_slots(&self, ino: u64, first_page: u64, sealed: &[u8]) -> Result<Vec<SlotRun>, Error> {
+    pub(super) fn write_slots(
+        &self,
+        ino: u64,
+        first_page: u64,
+        sealed: &[u8],
+    ) -> Result<Vec<SlotRun>, Error> {
         let space = &self.epochs.space;
         let count = (sealed.len() / PAGE_BYTES) as u32;
         let write = |runs: Vec<SlotRun>| match self.write_runs(&runs, sealed) {
@@ -485,7 +492,7 @@ impl Volume {
         inode.size = inode.size.max(end.unwrap_or(0));
         touch(&mut inode);
         change.put_inode(ino, &inode);
-        change.refer_to(&placed.runs);
+        change.refer_to(&placed.runs, &placed.sums);
         change.note_freed(replaced);
         Ok(())
     }
