@@ -7,6 +7,7 @@
 mod mounted;
 
 mod access;
+mod acl;
 mod backing;
 mod data;
 mod directory;
@@ -15,7 +16,9 @@ mod links;
 mod locks;
 mod metadata;
 mod nameless;
+mod names;
 mod readonly;
 mod rename;
 mod shared;
+mod sizes;
 mod xattr;
