@@ -11,14 +11,15 @@ use nix::fcntl::{FallocateFlags, fallocate};
 
 use crate::mounted::Mounted;
 
-/// Writes and syncs until that fails; superblocks are written in turn, so that one may be good.
+/// Writes and syncs until that fails: superblocks are written in turn and once in an epoch.
 fn sync_until_refused(path: &Path) -> io::Error {
-    for byte in 0..4 {
-        let mut file = File::create(path).unwrap();
-        let synced = file.write_all(&[byte; 100_000]).and_then(|()| file.sync_all());
+    for byte in 0..100 {
+        let synced = File::create(path)
+            .and_then(|mut file| file.write_all(&[byte; 1_000_000]).and_then(|()| file.sync_all()));
         if let Err(error) = synced {
             return error;
         }
+        std::thread::sleep(std::time::Duration::from_millis(200));
     }
     panic!("fsync believes in files that are gone");
 }
@@ -37,7 +38,7 @@ fn unmount_what_is_lost(mounted: &Mounted) {
 /// `fsync` is not answered with yes for what the next mount would not find.
 #[test]
 fn a_superblock_or_segment_that_is_removed_fails_the_next_sync() {
-    for name in ["super.a", "super.b", "data/00000000", "data/00000002"] {
+    for name in ["super.a", "super.b", "log", "data/00000000", "data/00000002"] {
         let mounted = Mounted::new();
         if !mounted.is_atrest() {
             return;

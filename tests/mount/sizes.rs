@@ -1,7 +1,7 @@
 //! Sizes and offsets at their limits.
 
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -30,8 +30,6 @@ fn the_largest_file_is_one_page_short_of_8_eib() {
     file.write_all_at(b"begin", 0).unwrap();
     file.write_all_at(b"last", MAX - 4).unwrap();
     file.write_all_at(b"middle", 1 << 62).unwrap();
-    assert_eq!(file.write_at(b"x", MAX).unwrap_err().raw_os_error(), Some(libc::EFBIG));
-    assert_eq!(file.write_at(b"x", MAX + 4095).unwrap_err().raw_os_error(), Some(libc::EFBIG));
     assert_eq!(file.set_len(MAX + 1).unwrap_err().raw_os_error(), Some(libc::EFBIG));
     file.sync_all().unwrap();
     drop(file);
@@ -64,6 +62,32 @@ fn the_largest_file_is_one_page_short_of_8_eib() {
     file.set_len(5).unwrap();
     drop(file);
     assert_eq!(fs::read(&path).unwrap(), b"begin");
+}
+
+/// What is written past the limit is refused: at once past the cache, else when it is written back,
+/// for the kernel asks nobody before it takes it into its cache.
+#[test]
+fn writing_past_the_limit_is_refused() {
+    let mounted = Mounted::new();
+    if !mounted.is_atrest() {
+        return;
+    }
+    let path = mounted.join("file");
+    let mut options = File::options();
+    options.read(true).write(true).create(true);
+    let direct = options.clone().custom_flags(libc::O_DIRECT).open(&path).unwrap();
+    for at in [MAX, MAX - 1, MAX + 4_000] {
+        let refused = direct.write_at(b"xy", at).unwrap_err().raw_os_error();
+        assert_eq!(refused, Some(libc::EFBIG), "{at}");
+    }
+    assert_eq!(direct.set_len(MAX + 1).unwrap_err().raw_os_error(), Some(libc::EFBIG));
+    assert_eq!(direct.metadata().unwrap().len(), 0);
+    let buffered = options.open(&path).unwrap();
+    let written = buffered.write_all_at(b"x", MAX).and_then(|()| buffered.sync_all());
+    written.expect_err("fsync says what was refused");
+    drop((direct, buffered));
+    mounted.remount();
+    assert_eq!(fs::read(&path).unwrap(), b"");
 }
 
 /// The last pages of such a file can be mapped.
