@@ -48,12 +48,8 @@ fn ranges_are_locked_apart() {
     lock(&first, libc::F_WRLCK, 0, 0).unwrap();
 }
 
-/// Locks between processes: conflicts and who is in the way, release at exit and at any close, the
-/// end of waiting by a signal, and waiting in a circle.
-#[test]
-fn processes_lock_each_other_out() {
-    let mounted = Mounted::new();
-    let program = r"
+/// Python, for what needs several processes and signals.
+const PROCESSES: &str = r"
 import errno, fcntl, os, signal, struct, sys, time
 path = sys.argv[1]
 os.close(os.open(path, os.O_CREAT | os.O_RDWR))
@@ -132,8 +128,14 @@ refused(lambda: fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB), errno.EWOULDBLOC
 fcntl.flock(fd, fcntl.LOCK_SH)
 os.waitpid(pid, 0)
 ";
+
+/// Locks between processes: conflicts and who is in the way, release at exit and at any close, the
+/// end of waiting by a signal, and waiting in a circle.
+#[test]
+fn processes_lock_each_other_out() {
+    let mounted = Mounted::new();
     let status = std::process::Command::new("python3")
-        .args(["-c", program])
+        .args(["-c", PROCESSES])
         .arg(mounted.join("locked"))
         .status();
     assert!(status.expect("python3 can be run").success(), "see above");
