@@ -42,8 +42,21 @@ impl Epochs {
         self.commit_through(open)
     }
 
+    /// As [`Epochs::sync`], if that takes one flush of a few pages and nobody else is flushing;
+    /// `None`, and nothing was done, if it would have to wait for more.
+    pub fn try_sync(&self) -> Option<Result<(), Error>> {
+        let position = self.log.head()?;
+        let _flusher = self.log.try_lock_flusher()?;
+        self.log.is_short().then(|| self.flush_locked(position))
+    }
+
     fn flush_through(&self, position: u64) -> Result<(), Error> {
         let _flusher = self.log.lock_flusher();
+        self.flush_locked(position)
+    }
+
+    /// The caller holds the flusher.
+    fn flush_locked(&self, position: u64) -> Result<(), Error> {
         // Whoever failed while this one waited may have lost what this one needs.
         self.check_writable()?;
         if self.log.is_durable(position) {

@@ -70,6 +70,12 @@ pub(super) struct Unsynced {
     pub(super) through: u64,
 }
 
+/// Whether the contents of these slots fit into the log.
+fn fit(runs: &VecDeque<(u64, SlotRun)>) -> bool {
+    let slots: u64 = runs.iter().map(|(_, run)| u64::from(run.count)).sum();
+    slots * PAGE_BYTES as u64 <= IMAGES_BYTES_MAX
+}
+
 impl Unsynced {
     /// The slots.
     pub(super) fn runs(&self) -> impl Iterator<Item = SlotRun> + '_ {
@@ -78,8 +84,7 @@ impl Unsynced {
 
     /// Whether their contents fit into the log.
     pub(super) fn fit(&self) -> bool {
-        let slots: u64 = self.runs().map(|run| u64::from(run.count)).sum();
-        slots * PAGE_BYTES as u64 <= IMAGES_BYTES_MAX
+        fit(&self.runs)
     }
 
     /// The segments that they are in.
@@ -276,6 +281,16 @@ impl Log {
     /// Serialises flushes: who waits here is probably served by the flush that is under way.
     pub(super) fn lock_flusher(&self) -> MutexGuard<'_, ()> {
         self.flusher.lock()
+    }
+
+    /// The same, if no flush is under way.
+    pub(super) fn try_lock_flusher(&self) -> Option<MutexGuard<'_, ()>> {
+        self.flusher.try_lock()
+    }
+
+    /// Whether a flush would be one of a few pages.
+    pub(super) fn is_short(&self) -> bool {
+        fit(&self.state.lock().unsynced)
     }
 
     /// Takes what was written and not synced, for a flush.

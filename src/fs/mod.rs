@@ -180,6 +180,9 @@ pub trait Tree: Send + Sync {
     fn flush(&self, ino: Ino, handle: u64) -> Result<(), Error>;
     /// Returns when everything about `ino` is durable.
     fn fsync(&self, ino: Ino, handle: u64, data_only: bool) -> Result<(), Error>;
+    /// As [`Tree::fsync`], if that takes no longer than one flush of the disk with little to write;
+    /// `None`, and nothing was done, if it would have to wait for more.
+    fn try_fsync(&self, ino: Ino, handle: u64, data_only: bool) -> Option<Result<(), Error>>;
     /// Returns when everything handed over so far is durable.
     fn sync(&self) -> Result<(), Error>;
     /// Reports entries after `cookie` (0: from the start, `.` and `..` included) until `visit`

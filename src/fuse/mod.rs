@@ -62,6 +62,7 @@ thread_local! {
 struct Adapter {
     shared: Arc<Shared>,
     workers: Workers,
+    several_loops: bool,
 }
 
 /// What worker threads need too.
@@ -80,10 +81,33 @@ struct Shared {
 }
 
 impl Adapter {
-    fn new(tree: Arc<dyn Tree>, writeback: Arc<OnceLock<Writeback>>, access_times: bool) -> Self {
+    fn new(tree: Arc<dyn Tree>, writeback: Arc<OnceLock<Writeback>>, options: &Options) -> Self {
+        let access_times = options.atime && !options.read_only;
         let (lookups, writers) = (Counts::new(), Counts::new());
         let shared = Shared { tree, lookups, writers, writeback, access_times };
-        Self { shared: Arc::new(shared), workers: Workers::new() }
+        // One may wait for the disk while another serves.
+        let several_loops = options.threads > 1;
+        Self { shared: Arc::new(shared), workers: Workers::new(), several_loops }
+    }
+
+    /// Syncs and replies. One short flush at a time is waited for here, which saves a lone caller
+    /// the way to another thread; whoever else asks meanwhile waits on a worker.
+    fn sync(
+        &self,
+        operation: &'static str,
+        ino: INodeNo,
+        fh: FileHandle,
+        datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        let now = || self.tree().try_fsync(ino.0, fh.0, datasync).transpose();
+        if let Some(result) =
+            self.several_loops.then(|| attempt(operation, ino, now).transpose()).flatten()
+        {
+            return reply_empty(reply, result);
+        }
+        let sync = move |shared: &Shared| shared.tree.fsync(ino.0, fh.0, datasync);
+        self.on_worker(operation, ino, sync, |result| reply_empty(reply, result));
     }
 
     fn tree(&self) -> &dyn Tree {
@@ -479,8 +503,7 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        let sync = move |shared: &Shared| shared.tree.fsync(ino.0, fh.0, datasync);
-        self.on_worker("fsync", ino, sync, |result| reply_empty(reply, result));
+        self.sync("fsync", ino, fh, datasync, reply);
     }
 
     /// Refused once: the kernel then opens and caches every directory without asking.
@@ -548,8 +571,7 @@ impl Filesystem for Adapter {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let sync = move |shared: &Shared| shared.tree.fsync(ino.0, fh.0, datasync);
-        self.on_worker("fsyncdir", ino, sync, |result| reply_empty(reply, result));
+        self.sync("fsyncdir", ino, fh, datasync, reply);
     }
 
     fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {

@@ -390,6 +390,19 @@ impl Volume {
             return Ok(());
         }
         self.epochs.sync()?;
+        self.check_lost(ino)
+    }
+
+    /// As [`Volume::sync_file`], if that is one short flush; `None` if it would have to wait.
+    pub fn try_sync_file(&self, ino: u64) -> Option<Result<(), Error>> {
+        if self.read_only {
+            return Some(Ok(()));
+        }
+        let synced = self.epochs.try_sync()?;
+        Some(synced.map_err(Error::from).and_then(|()| self.check_lost(ino)))
+    }
+
+    fn check_lost(&self, ino: u64) -> Result<(), Error> {
         if self.epochs.has_lost(ino) { Err(epoch::Error::Lost.into()) } else { Ok(()) }
     }
 

@@ -291,6 +291,15 @@ impl Tree for VolumeTree {
         self.volume.sync_file(ino).map_err(self.failed("syncing", ino))
     }
 
+    fn try_fsync(&self, ino: Ino, _handle: u64, data_only: bool) -> Option<Result<(), Error>> {
+        if !data_only {
+            if let Err(error) = self.put_access(ino) {
+                return Some(Err(error));
+            }
+        }
+        Some(self.volume.try_sync_file(ino)?.map_err(self.failed("syncing", ino)))
+    }
+
     fn sync(&self) -> Result<(), Error> {
         self.accesses.put(&self.volume, true);
         let what = || "syncing the volume failed".into();
