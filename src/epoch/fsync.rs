@@ -1,7 +1,7 @@
 //! Making everything that happened so far durable with one flush of the log.
 
 use super::commit::storage_error;
-use super::log::Unsynced;
+use super::log::{Turn, Unsynced};
 use super::{Epochs, Error};
 use crate::format::{PAGE_BYTES, Slot};
 use crate::storage::FileId;
@@ -46,22 +46,23 @@ impl Epochs {
     /// `None`, and nothing was done, if it would have to wait for more.
     pub fn try_sync(&self) -> Option<Result<(), Error>> {
         let position = self.log.head()?;
-        let _flusher = self.log.try_lock_flusher()?;
-        self.log.is_short().then(|| self.flush_locked(position))
+        if self.log.is_durable(position) {
+            return Some(Ok(()));
+        }
+        let turn = self.log.try_turn()?;
+        self.log.is_short().then(|| self.flush(&turn))
     }
 
     fn flush_through(&self, position: u64) -> Result<(), Error> {
-        let _flusher = self.log.lock_flusher();
-        self.flush_locked(position)
+        match self.log.wait_for_turn(position) {
+            Some(turn) => self.flush(&turn),
+            None => Ok(()),
+        }
     }
 
-    /// The caller holds the flusher.
-    fn flush_locked(&self, position: u64) -> Result<(), Error> {
+    fn flush(&self, _turn: &Turn<'_>) -> Result<(), Error> {
         // Whoever failed while this one waited may have lost what this one needs.
         self.check_writable()?;
-        if self.log.is_durable(position) {
-            return Ok(());
-        }
         let unsynced = self.log.take_unsynced();
         let images = match self.read_images(&unsynced) {
             Some(images) => images,

@@ -11,7 +11,7 @@ use crate::format::{PAGE_BYTES, Slot, VolumeId};
 use crate::key::VolumeKeys;
 use crate::space::SlotRun;
 use crate::storage::{FileId, Storage};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::sync::Arc;
@@ -34,8 +34,9 @@ pub(super) struct Log {
     /// 0: there is no log.
     capacity: u64,
     state: Mutex<State>,
-    /// Held while one flush is under way. Taken before `Epochs::committer`.
-    flusher: Mutex<()>,
+    /// Whether a flush is under way. Nothing else is locked while this is.
+    flushing: Mutex<bool>,
+    flushed: Condvar,
     /// Everything before this position is durable.
     durable: AtomicU64,
 }
@@ -60,6 +61,16 @@ struct Region {
     sequence: u64,
     /// Tag of the last record, or the salt.
     before: [u8; 16],
+}
+
+/// The turn to flush; over when it is dropped.
+pub(super) struct Turn<'a>(&'a Log);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *self.0.flushing.lock() = false;
+        self.0.flushed.notify_all();
+    }
 }
 
 /// What a flush has to take care of.
@@ -152,9 +163,9 @@ impl Log {
         let head = head.next_multiple_of(BLOCK_BYTES);
         let (region, gap, unsynced) = (None, Some(open), VecDeque::new());
         let state = Mutex::new(State { region, head, tail, gap, unsynced });
-        let (flusher, durable) = (Mutex::new(()), AtomicU64::new(tail));
-        let (storage, keys) = (storage.clone(), keys.clone());
-        Self { storage, keys, volume_id, capacity, state, flusher, durable }
+        let (flushing, flushed) = (Mutex::new(false), Condvar::new());
+        let (storage, keys, durable) = (storage.clone(), keys.clone(), AtomicU64::new(tail));
+        Self { storage, keys, volume_id, capacity, state, flushing, flushed, durable }
     }
 
     /// No log: for a volume that is not written to.
@@ -278,14 +289,24 @@ impl Log {
         self.durable.load(Ordering::Acquire) >= position
     }
 
-    /// Serialises flushes: who waits here is probably served by the flush that is under way.
-    pub(super) fn lock_flusher(&self) -> MutexGuard<'_, ()> {
-        self.flusher.lock()
+    /// Waits until everything before `position` is durable, or it is the caller's turn to flush.
+    /// Everybody whom a flush serves goes on at once.
+    pub(super) fn wait_for_turn(&self, position: u64) -> Option<Turn<'_>> {
+        let mut flushing = self.flushing.lock();
+        while *flushing && !self.is_durable(position) {
+            self.flushed.wait(&mut flushing);
+        }
+        if self.is_durable(position) {
+            return None;
+        }
+        *flushing = true;
+        Some(Turn(self))
     }
 
-    /// The same, if no flush is under way.
-    pub(super) fn try_lock_flusher(&self) -> Option<MutexGuard<'_, ()>> {
-        self.flusher.try_lock()
+    /// The caller's turn, if no flush is under way.
+    pub(super) fn try_turn(&self) -> Option<Turn<'_>> {
+        let mut flushing = self.flushing.lock();
+        (!std::mem::replace(&mut *flushing, true)).then_some(Turn(self))
     }
 
     /// Whether a flush would be one of a few pages.
