@@ -143,6 +143,13 @@ pub trait Tree: Send + Sync {
     /// Opens a file and returns a handle. `truncate` is `O_TRUNC`, `kill_suid` says that
     /// set-user-ID and set-group-ID must go if it truncates.
     fn open(&self, ino: Ino, truncate: bool, kill_suid: bool) -> Result<u64, Error>;
+    /// Somebody reads `ino`, or opens it to read: its access time may have to be set
+    /// (`relatime`). `is_changing`: others may write to it at the same time, so that its times here
+    /// may not be the latest. Returns whether the access time is another now.
+    fn accessed(&self, ino: Ino, is_changing: bool) -> Result<bool, Error> {
+        let _ = (ino, is_changing);
+        Ok(false)
+    }
     /// Creates a regular file and opens it.
     fn create(
         &self,

@@ -9,6 +9,7 @@ mod discard;
 mod evacuate;
 pub mod inspect;
 mod path;
+mod promises;
 mod records;
 mod resize;
 mod scan;
@@ -30,10 +31,11 @@ use cuts::Cuts;
 use data_keys::DataKeys;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use path::DamageLog;
+use promises::Promises;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 /// Contents up to this size are kept inline, in a record of their own, so that three fill a leaf.
 pub const INLINE_BYTES_MAX: u64 = 1_280;
@@ -171,10 +173,15 @@ pub struct Volume {
     record_locks: Vec<Mutex<()>>,
     live: Arc<Live>,
     cuts: Cuts,
+    promises: Promises,
     background: Background,
     damage_log: DamageLog,
+    before_epoch: OnceLock<BeforeEpoch>,
     read_only: bool,
 }
+
+/// See [`Volume::before_epoch`].
+type BeforeEpoch = Box<dyn Fn(&Volume, bool) + Send + Sync>;
 
 /// Locks on inode records; released on drop.
 pub struct InodeLocks<'a>(#[allow(dead_code)] Vec<MutexGuard<'a, ()>>);
@@ -281,8 +288,10 @@ impl Volume {
             record_locks: (0..RECORD_LOCKS).map(|_| Mutex::new(())).collect(),
             live,
             cuts,
+            promises: Promises::default(),
             background: Background::new(),
             damage_log: DamageLog::new(),
+            before_epoch: OnceLock::new(),
             read_only: options.read_only,
         });
         Ok((volume, report))
@@ -305,12 +314,26 @@ impl Volume {
         if self.read_only {
             return Ok(());
         }
+        self.prepare_epoch(true);
         self.epochs.commit(&CommitOptions::default())?;
         // Both superblocks hold the last state, so that putting an old copy of one back changes
         // nothing.
         let clean = CommitOptions { clean: true, force: true, ..CommitOptions::default() };
         self.epochs.commit(&clean)?;
         Ok(self.epochs.commit(&clean)?)
+    }
+
+    /// Sets what is called, once for ever, before the background ends an epoch and before the
+    /// volume is closed: the chance to put what can wait that long. It is told whether the epoch
+    /// has anything else in it.
+    pub fn before_epoch(&self, hook: BeforeEpoch) {
+        let _ = self.before_epoch.set(hook);
+    }
+
+    fn prepare_epoch(&self, has_work: bool) {
+        if let Some(hook) = self.before_epoch.get() {
+            hook(self, has_work);
+        }
     }
 
     /// Identity of the volume.
@@ -433,12 +456,18 @@ impl Volume {
         attempt()
     }
 
+    /// Whether it was a quota, and not the end of the disk, that last refused space.
+    pub fn is_over_quota(&self) -> bool {
+        self.epochs.space.is_over_quota()
+    }
+
     /// Total and free space in 4 KiB pages, and inodes in use. What is used is what this volume
-    /// uses: total is that and what is free, so it changes with what others do on the disk below.
+    /// uses, or keeps for what `fallocate(2)` allocated: total is that and what is free, so it
+    /// changes with what others do on the disk below.
     pub fn space(&self) -> (u64, u64, u64) {
         let capacity = self.storage.capacity().unwrap_or_default();
         let page = PAGE_BYTES as u64;
-        let (used, _) = self.epochs.space.usage();
+        let used = self.epochs.space.usage().0 + self.epochs.space.promised();
         let free = match self.epochs.is_full() {
             true => 0,
             false => self.epochs.space.free_for_data(capacity.free_bytes / page),
@@ -446,12 +475,9 @@ impl Volume {
         (used + free, free, self.live.inodes.load(Ordering::Relaxed))
     }
 
-    /// The wall clock.
+    /// The wall clock, as the kernel gives files their times.
     pub fn now(&self) -> Timestamp {
-        let (seconds, nanoseconds) = match SystemTime::now().duration_since(UNIX_EPOCH) {
-            Ok(since) => (since.as_secs() as i64, since.subsec_nanos()),
-            Err(_) => (0, 0),
-        };
+        let (seconds, nanoseconds) = crate::sys::clock::file_time();
         Timestamp { seconds, nanoseconds }
     }
 
