@@ -306,7 +306,8 @@ impl Log {
     /// The caller's turn, if no flush is under way.
     pub(super) fn try_turn(&self) -> Option<Turn<'_>> {
         let mut flushing = self.flushing.lock();
-        (!std::mem::replace(&mut *flushing, true)).then_some(Turn(self))
+        // Not `then_some`: a turn that is made must be dropped, and that would take this lock.
+        (!std::mem::replace(&mut *flushing, true)).then(|| Turn(self))
     }
 
     /// Whether a flush would be one of a few pages.

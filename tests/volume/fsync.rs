@@ -106,8 +106,8 @@ fn an_fsync_is_one_flush() {
     assert_eq!(syncs, vec!["Sync(Log)"; 20]);
 }
 
-/// A disk that counts syncs of the log, takes a while for them, and does something when contents are
-/// read.
+/// A disk that counts syncs of the log, takes a while for them, and does something when it is asked
+/// for contents.
 struct Watched {
     disk: Arc<SimDisk>,
     syncs: AtomicU64,
@@ -259,6 +259,7 @@ fn a_flush_does_not_answer_for_what_came_after_it_began() {
     let beside = volume.clone();
     *watched.on_read.lock().expect("no panic") = Some(Box::new(move || {
         beside.write(second, 0, &pattern(2, 9_000), &|_| {}).expect("write");
+        assert!(beside.try_sync_file(second).is_none(), "a flush is under way");
     }));
     volume.sync_file(first).expect("fsync");
     assert!(watched.on_read.lock().expect("no panic").is_none(), "the flush read the contents");
