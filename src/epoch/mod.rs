@@ -11,12 +11,14 @@ mod delta;
 mod nodes;
 mod open;
 mod overlay;
+mod rebuild;
 mod superblocks;
 
 pub use commit::CommitOptions;
 pub use nodes::DamageCounters;
 pub use open::{OpenError, OpenOptions, OpenReport};
 pub use overlay::{Key, Value};
+pub use rebuild::{KeyRange, Rebuild, Rebuilt, RecordPage, Survey};
 pub use superblocks::Refused;
 
 use crate::format::VolumeId;
