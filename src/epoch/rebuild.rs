@@ -53,8 +53,12 @@ pub struct Survey {
     pub lost: Vec<KeyRange>,
     /// Slots of copies of nodes that authenticate.
     pub nodes: DurableBitmaps,
-    /// Nodes of which one copy does not authenticate: first slot of the two.
+    /// Nodes of which one copy does not authenticate.
     pub copies: Vec<[Slot; 2]>,
+    /// Slots to which several things refer.
+    pub shared: BTreeSet<Slot>,
+    /// Lengths of the segments that exist, in bytes.
+    lengths: BTreeMap<u32, u64>,
 }
 
 /// Records of a range, in key order.
@@ -88,6 +92,7 @@ struct Surveyor<'a> {
     used: DurableBitmaps,
     nodes: DurableBitmaps,
     copies: Vec<[Slot; 2]>,
+    shared: BTreeSet<Slot>,
     marks: Marks,
     lost: Vec<KeyRange>,
     /// This is the older tree: what it shares with the newer one was seen.
@@ -137,7 +142,11 @@ impl Visitor for Surveyor<'_> {
             // What is malformed refers to nothing.
             if (self.epochs.decode_slots)(&self.key, value, &mut self.slots).is_ok() {
                 let slots = std::mem::take(&mut self.slots);
-                slots.iter().for_each(|slot| self.take(*slot));
+                for &slot in &slots {
+                    if !self.used.set(slot, true) && !self.older {
+                        self.shared.insert(slot);
+                    }
+                }
                 self.slots = slots;
             }
             if let Some((segment, piece, bits)) = decode_space(&self.key, value) {
@@ -177,6 +186,7 @@ impl Epochs {
             used: DurableBitmaps::default(),
             nodes: DurableBitmaps::default(),
             copies: Vec::new(),
+            shared: BTreeSet::new(),
             marks: Marks::default(),
             lost: Vec::new(),
             older: false,
@@ -202,13 +212,18 @@ impl Epochs {
             }
         }
         self.replayed_slots(&mut surveyor)?;
-        let Surveyor { used, nodes, copies, marks, lost, .. } = surveyor;
+        let Surveyor { used, nodes, copies, shared, marks, lost, .. } = surveyor;
         let segments =
             self.storage.segments().map_err(|source| storage_error("list segments", source))?;
+        let length = |number: u32| {
+            let length = self.storage.length(FileId::Segment(number)).ok().flatten();
+            (number, length.unwrap_or(0))
+        };
+        let lengths = segments.iter().map(|number| length(*number)).collect();
         let space = Space::new(self.storage.clone(), &used, &segments, BACKING_SLOTS, false);
         // On a full disk the volume's reserve is what there is room in.
         space.learn_backed();
-        Ok(Survey { chosen, marks, space, used, lost, nodes, copies })
+        Ok(Survey { chosen, marks, space, used, lost, nodes, copies, shared, lengths })
     }
 
     /// Notes what records refer to that opening put into the overlay.
@@ -271,11 +286,17 @@ impl Survey {
         self.marks.lost()
     }
 
-    /// Segments that should be there: they hold something in one of the states.
-    fn expected_segments(&self, existing: &[u32]) -> Vec<u32> {
-        let highest = existing.last().map_or(0, |last| last.saturating_add(SEGMENTS_ABOVE));
-        let named = self.used.segments().into_iter().filter(|number| *number <= highest);
-        named.chain(existing.iter().copied()).collect::<BTreeSet<_>>().into_iter().collect()
+    /// Segments that hold something in one of the states, and are missing or too short.
+    pub fn bad_segments(&self) -> Vec<(u32, &'static str)> {
+        let last = self.lengths.keys().next_back().copied().unwrap_or(0);
+        let highest = last.saturating_add(SEGMENTS_ABOVE);
+        let state = |number: u32| match self.lengths.get(&number) {
+            None => Some((number, "is missing")),
+            Some(length) if *length < SEGMENT_BYTES => Some((number, "is too short")),
+            Some(_) => None,
+        };
+        let named = self.used.segments().into_iter();
+        named.filter(|number| *number <= highest).filter_map(state).collect()
     }
 }
 
@@ -359,9 +380,7 @@ impl<'a> Rebuild<'a> {
         self.sync()?;
         let options = CommitOptions { clean: true, ..CommitOptions::default() };
         let superblock = next_superblock(&self.survey.chosen, self.root, pointer, &options);
-        let existing = self.epochs.storage.segments();
-        let existing = existing.map_err(|source| storage_error("list segments", source))?;
-        let segments = self.survey.expected_segments(&existing);
+        let segments = self.survey.bad_segments().into_iter().map(|(number, _)| number).collect();
         Ok(Rebuilt { superblock, segments })
     }
 

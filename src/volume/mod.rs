@@ -9,6 +9,7 @@ mod discard;
 pub mod inspect;
 mod path;
 mod records;
+pub mod repair;
 mod resize;
 mod scan;
 

@@ -7,6 +7,7 @@ mod common;
 mod medium;
 mod paths;
 mod records;
+mod repair;
 mod world;
 
 use atrest::crypto::Cipher;
