@@ -18,7 +18,7 @@ use crate::format::node::Node;
 use crate::format::record::{self, Table};
 use crate::format::superblock::Superblock;
 use crate::format::{SEGMENT_BYTES, Slot};
-use crate::space::{DurableBitmaps, PIECE_BYTES, Space};
+use crate::space::{Class, DurableBitmaps, PIECE_BYTES, Space};
 use crate::storage::{FileId, Storage};
 use crate::tree::{self, Change, Marks, Place, Root, Visitor};
 use std::collections::{BTreeMap, BTreeSet};
@@ -220,10 +220,27 @@ impl Epochs {
             (number, length.unwrap_or(0))
         };
         let lengths = segments.iter().map(|number| length(*number)).collect();
-        let space = Space::new(self.storage.clone(), &used, &segments, BACKING_SLOTS, false);
+        let space = self.space_beside(&used, segments)?;
+        Ok(Survey { chosen, marks, space, used, lost, nodes, copies, shared, lengths })
+    }
+
+    /// An allocator for nodes that hands out nothing that is in use.
+    fn space_beside(&self, used: &DurableBitmaps, existing: Vec<u32>) -> Result<Space, Error> {
+        let mut segments: BTreeSet<u32> = existing.into_iter().collect();
+        let highest = highest_segment(segments.last());
+        for number in used.segments() {
+            // Slots of a segment that is missing are in use all the same: it must be known.
+            let holds_nodes = Class::of(number) != Class::Data;
+            if holds_nodes && number <= highest && segments.insert(number) {
+                restore_segment(&*self.storage, number)
+                    .map_err(|source| storage_error("making a segment anew", source))?;
+            }
+        }
+        let segments: Vec<u32> = segments.into_iter().collect();
+        let space = Space::new(self.storage.clone(), used, &segments, BACKING_SLOTS, false);
         // On a full disk the volume's reserve is what there is room in.
         space.learn_backed();
-        Ok(Survey { chosen, marks, space, used, lost, nodes, copies, shared, lengths })
+        Ok(space)
     }
 
     /// Notes what records refer to that opening put into the overlay.
@@ -268,6 +285,12 @@ impl Epochs {
     }
 }
 
+/// The highest number of a segment that can be missing.
+fn highest_segment(last: Option<&u32>) -> u32 {
+    last.copied().unwrap_or(0).saturating_add(SEGMENTS_ABOVE)
+}
+
+/// Makes a segment whole; what is missing of it reads as zeros.
 fn restore_segment(storage: &dyn Storage, segment: u32) -> io::Result<()> {
     let file = FileId::Segment(segment);
     match storage.length(file)? {
@@ -288,8 +311,7 @@ impl Survey {
 
     /// Segments that hold something in one of the states, and are missing or too short.
     pub fn bad_segments(&self) -> Vec<(u32, &'static str)> {
-        let last = self.lengths.keys().next_back().copied().unwrap_or(0);
-        let highest = last.saturating_add(SEGMENTS_ABOVE);
+        let highest = highest_segment(self.lengths.keys().next_back());
         let state = |number: u32| match self.lengths.get(&number) {
             None => Some((number, "is missing")),
             Some(length) if *length < SEGMENT_BYTES => Some((number, "is too short")),

@@ -8,6 +8,7 @@ mod medium;
 mod paths;
 mod records;
 mod repair;
+mod ruin;
 mod world;
 
 use atrest::crypto::Cipher;
