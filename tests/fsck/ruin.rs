@@ -148,7 +148,8 @@ fn whatever_is_damaged_a_repair_leaves_a_sound_volume() {
             repair_in(&world, world.storage.clone(), true).expect("repair");
         }
         world.is_sound();
-        if deep {
+        // A record that was forged and fits is what it says.
+        if deep && !done.starts_with("records") {
             rest_is_named(&world, &before, &report);
         }
         assert!(!show_actions(&report).is_empty());
