@@ -362,7 +362,7 @@ impl Repair<'_> {
                 return Ok(());
             }
             if !known.has(REBUILT) {
-                for detail in differences(&stored, &wanted) {
+                for detail in differences(&known, &stored, &wanted) {
                     this.corrected(ino, detail);
                 }
             }
@@ -445,7 +445,7 @@ fn wanted(known: &Ino, stored: &Inode) -> Inode {
 }
 
 /// How a record is changed, for people.
-fn differences(old: &Inode, new: &Inode) -> Vec<String> {
+fn differences(known: &Ino, old: &Inode, new: &Inode) -> Vec<String> {
     let mut list = Vec::new();
     let mut say = |what: &str, old: u64, new: u64| {
         if old != new {
@@ -454,7 +454,10 @@ fn differences(old: &Inode, new: &Inode) -> Vec<String> {
     };
     say("link count", old.links.into(), new.links.into());
     say("size", old.size, new.size);
-    say("number of pages", old.pages, new.pages);
+    // That pages which were counted are lost is said where they are.
+    if old.pages != known.pages_found {
+        say("number of pages", old.pages, new.pages);
+    }
     say("parent", old.parent, new.parent);
     if old.mode != new.mode {
         list.push(format!("its mode was {:o} and becomes {:o}", old.mode, new.mode));

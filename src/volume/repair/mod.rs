@@ -52,6 +52,19 @@ pub enum RepairError {
     NotSound(Box<CheckReport>),
 }
 
+impl RepairError {
+    /// Whether the disk has no room for what is to be written.
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            Self::Failed(Error::NoSpace) => true,
+            Self::Failed(Error::Storage { source, .. }) => {
+                matches!(source.downcast_ref(), Some(crate::tree::Error::NoSpace))
+            }
+            _ => false,
+        }
+    }
+}
+
 impl From<crate::epoch::Error> for RepairError {
     fn from(error: crate::epoch::Error) -> Self {
         Self::Failed(error.into())
