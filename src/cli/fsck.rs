@@ -235,7 +235,8 @@ fn verdict(path: &Path, arguments: &FsckArgs, report: &CheckReport, repairable: 
     }
     if inconsistent > 0 {
         failure = failure.hint(
-            "Contradictions are a defect of the program or of memory, not of the disk: report them.",
+            "Contradictions are a defect of the program or of memory, not of the disk: please \
+             report them.",
         );
     }
     if healable > 0 {

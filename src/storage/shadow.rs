@@ -6,6 +6,7 @@
 use super::{BLOCK_BYTES, Capacity, FileId, Storage};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -50,12 +51,14 @@ impl Shadow {
         change: impl FnOnce(&mut Layer) -> io::Result<T>,
     ) -> io::Result<T> {
         let mut state = self.state.lock();
-        if !state.files.contains_key(&file) {
-            let length = self.below.length(file)?.ok_or(io::ErrorKind::NotFound)?;
-            state.files.insert(file, Some(Layer { length, below: length, ..Layer::default() }));
-        }
-        let layer = state.files.get_mut(&file).and_then(Option::as_mut);
-        change(layer.ok_or(io::ErrorKind::NotFound)?)
+        let layer = match state.files.entry(file) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => {
+                let length = self.below.length(file)?.ok_or(io::ErrorKind::NotFound)?;
+                unknown.insert(Some(Layer { length, below: length, ..Layer::default() }))
+            }
+        };
+        change(layer.as_mut().ok_or(io::ErrorKind::NotFound)?)
     }
 }
 

@@ -130,7 +130,7 @@ fn others_stay(world: &World, before: &BTreeMap<String, Seen>, except: &[&str]) 
         let excepted = |e: &&str| {
             path.strip_prefix(*e).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
-        if !except.iter().any(|e| excepted(&e)) {
+        if !except.iter().any(excepted) {
             assert!(after.get(path) == Some(seen), "{path}: {:?}", after.get(path).map(|s| s.ino));
         }
     }
