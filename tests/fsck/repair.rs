@@ -193,8 +193,32 @@ pub fn rest_is_named(
         let moved = after.iter().find(|(_, now)| now.ino == seen.ino);
         let told = named(path, seen.ino) || moved.is_some_and(|(path, _)| named(path, seen.ino));
         assert!(told, "{path} (same content: {same}) is not named: {}", show_actions(report));
+        if let Some(now) = by_ino.get(&seen.ino).filter(|now| now.content != seen.content) {
+            lost_ranges_are_named(path, seen, now, report);
+        }
     }
     count
+}
+
+/// Each page that is not as it was is in a range that was said to be lost.
+fn lost_ranges_are_named(path: &str, seen: &Seen, now: &Seen, report: &RepairReport) {
+    let of_it = |action: &&Action| action.ino == Some(seen.ino);
+    let rebuilt = |action: &Action| action.kind == ActionKind::Rebuilt;
+    if report.actions.iter().filter(of_it).any(rebuilt) {
+        // Of a file whose record is lost it is not known how long it was.
+        return;
+    }
+    assert_eq!(now.content.len(), seen.content.len(), "{path}");
+    let pages = now.content.chunks(4096).zip(seen.content.chunks(4096));
+    for (at, _) in (0u64..).zip(pages).filter(|(_, (now, seen))| now != seen) {
+        let offset = at * 4096;
+        let covers = |action: &Action| {
+            let range = (action.offset.unwrap_or(0), action.length.unwrap_or(0));
+            action.kind == ActionKind::ContentLost && (range.0..range.0 + range.1).contains(&offset)
+        };
+        let told = report.actions.iter().filter(of_it).any(covers);
+        assert!(told, "{path} at {offset}: {}", show_actions(report));
+    }
 }
 
 /// Destroys each node in turn, both copies: the repair leaves a sound volume, and names whatever
@@ -310,16 +334,18 @@ fn a_slot_that_two_use_stays_with_whose_it_is() {
             let value = world.record(&key);
             (key, atrest::format::map::PageMap::decode(Cipher::Aes256Gcm, &value).expect("a map"))
         };
-        let (_, page) = map("/page");
-        let (key, mut other) = map("/other");
-        other.pages[1] = page.pages[0];
-        world.forge(&[(key, Some(other.encode(Cipher::Aes256Gcm)))]);
+        // The wrong one is met first.
+        let (_, other) = map("/other");
+        let (key, mut page) = map("/page");
+        page.pages[1] = other.pages[0];
+        world.forge(&[(key, Some(page.encode(Cipher::Aes256Gcm)))]);
         let report = repair_in(&world, world.storage.clone(), deep).expect("repair");
         world.is_sound();
-        let found = finds(&report, ActionKind::ContentLost, "/other");
-        assert_eq!((found[0].offset, found[0].length), (Some(4096), Some(4096)));
-        others_stay(&world, &before, &["/other"]);
-        assert!(world.seen()["/other"].content[..4096] == before["/other"].content[..4096]);
+        let files = report.damaged_files();
+        assert_eq!(files.len(), 1, "{}", show_actions(&report));
+        assert_eq!((files[0].ino, &files[0].ranges[..]), (world.ino("/page"), &[(4096, 4096)][..]));
+        others_stay(&world, &before, &["/page", "/deep/linked"]);
+        assert!(world.seen()["/page"].content[..4096] == before["/page"].content[..4096]);
     }
 }
 
