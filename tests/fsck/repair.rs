@@ -433,3 +433,39 @@ fn a_lost_segment_becomes_holes_without_tags_too() {
         .collect();
     others_stay(&world, &before, &paged);
 }
+
+/// On a full disk there is room for a small repair: the reserve. Without that, a repair says so and
+/// changes nothing.
+#[test]
+fn on_a_full_disk_nothing_is_lost() {
+    let world = World::new(Cipher::Aes256Gcm);
+    let before = world.seen();
+    world.flip(world.slot("/page", 1));
+    let found = show(&world.check(true).findings);
+    let fill = |world: &World| world.disk.set_capacity(world.disk.allocated_bytes());
+    let small = world.fork();
+    fill(&small);
+    repair_in(&small, small.storage.clone(), true).expect("the reserve is enough");
+    assert!(small.check(true).is_clean());
+
+    let mut used = std::collections::BTreeSet::new();
+    world.open().epochs().slots_in_use(&mut |slot| {
+        used.insert(slot.0);
+    });
+    for slot in [0, 65_536].into_iter().flat_map(|first| first..first + 8192) {
+        if !used.contains(&slot) {
+            let (file, at) = (FileId::Segment(Slot(slot).segment()), Slot(slot).offset());
+            world.storage.punch(file, at, 4096).expect("punch");
+        }
+    }
+    fill(&world);
+    let full = repair_in(&world, world.storage.clone(), true).expect_err("there is no room");
+    assert!(full.is_no_space(), "{full:?}");
+    let shadow: Arc<dyn Storage> = Arc::new(Shadow::new(world.storage.clone()));
+    let dry = repair_in(&world, shadow, true).expect_err("a dry run finds that out, too");
+    assert!(dry.is_no_space(), "{dry:?}");
+    assert_eq!(show(&world.check(true).findings), found);
+    world.disk.set_capacity(1 << 40);
+    world.repaired();
+    others_stay(&world, &before, &["/page", "/deep/linked"]);
+}
