@@ -42,9 +42,9 @@ pub enum Command {
         atrest inspect --unlock --json /srv/vault\n  \
         atrest inspect --path /etc/passwd /srv/vault")]
     Inspect(InspectArgs),
-    /// Check a volume that is not mounted
+    /// Check a volume that is not mounted, and repair it
     #[command(after_help = "Examples:\n  atrest fsck /srv/vault\n  \
-        atrest fsck --deep --salvage /srv/rescued /srv/vault")]
+        atrest fsck --repair --salvage /srv/rescued /srv/vault")]
     Fsck(FsckArgs),
     /// Manage the keys of a volume
     #[command(subcommand)]
@@ -172,7 +172,11 @@ pub struct FsckArgs {
     /// Verify every page of every file, not only metadata
     #[arg(long)]
     pub deep: bool,
-    /// Copy what authenticates into this new directory
+    /// Repair what is damaged; without it, what that would do is only said. Implies --deep
+    #[arg(long)]
+    pub repair: bool,
+    /// Copy what authenticates into this new directory; with --repair, before it, of damaged
+    /// files only
     #[arg(long, value_name = "DIRECTORY")]
     pub salvage: Option<PathBuf>,
     /// Print JSON

@@ -69,6 +69,8 @@ pub enum Exit {
     RolledBack = 43,
     /// `fsck`: the volume opens, and something in it is damaged.
     DamageFound = 44,
+    /// `fsck --repair`: damage was found, and repaired; what was lost by it is listed.
+    DamageRepaired = 45,
 
     /// Not a mount of this program.
     NotMounted = 50,

@@ -1,6 +1,6 @@
 //! The seam to the volume: making and opening one.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -134,6 +134,57 @@ fn check_freshness(
     Err(Failure::new(Exit::RolledBack, message)
         .hint("Was it restored from a backup, or changed by somebody else?")
         .hint("To accept it as it is: --allow-rollback"))
+}
+
+/// The lock, the keys and the files of a volume, to open it in several ways.
+pub struct Unlocked {
+    /// Its files.
+    pub storage: Arc<dyn Storage>,
+    keys: Arc<VolumeKeys>,
+    config: Config,
+    path: PathBuf,
+    /// Released when everything else is gone.
+    _lock: VolumeLock,
+}
+
+/// Locks a volume and unwraps its keys; `write`: nobody else may even read it, and its files can
+/// be written.
+///
+/// # Errors
+/// Everything that keeps it from being opened.
+pub fn unlock(
+    path: &Path,
+    options: &ProviderOptions,
+    command: &'static str,
+    write: bool,
+) -> Result<Unlocked, Failure> {
+    let lock = match write {
+        true => VolumeLock::acquire(path, &LockInfo::of_this_process(command, None)),
+        false => VolumeLock::acquire_shared(path),
+    };
+    let lock = lock.map_err(|error| Failure::lock(path, &error))?;
+    let Opened { config, keys, failures, .. } = keys::unlock(path, options)?;
+    for failure in &failures {
+        log::warn!("slot {}: {}", failure.slot, failure.error);
+    }
+    let storage = OsStorage::open(path, !write).map_err(|error| without_data(path, &error))?;
+    let (storage, keys) = (Arc::new(storage), Arc::new(keys));
+    Ok(Unlocked { storage, keys, config, path: path.to_owned(), _lock: lock })
+}
+
+impl Unlocked {
+    /// Opens the volume for reading; `repair` as in [`OpenOptions`].
+    ///
+    /// # Errors
+    /// Everything that keeps it from being opened.
+    pub fn open(&self, storage: Arc<dyn Storage>, repair: bool) -> Result<Arc<Volume>, Failure> {
+        let options = OpenOptions { read_only: true, repair, ..OpenOptions::default() };
+        let (keys, config) = (self.keys.clone(), &self.config);
+        let id = config.data().volume_id;
+        let cipher = keys.cipher();
+        let opened = Volume::open(storage, keys, id, cipher, config.bytes(), &options);
+        Ok(opened.map_err(|error| refused(&self.path, &error))?.0)
+    }
 }
 
 fn without_data(path: &Path, error: &std::io::Error) -> Failure {

@@ -17,6 +17,7 @@ use crate::fs::volume::ROOT;
 use crate::sys::xattr;
 use crate::volume::Volume;
 use crate::volume::check::printable;
+use crate::volume::repair::DamagedFile;
 
 /// Piece in which contents are copied; pieces that cannot be read are tried page by page.
 const PIECE_BYTES: u64 = 1 << 20;
@@ -43,6 +44,70 @@ pub struct Saved {
 /// If `target` cannot be written to. What the volume does not give is in [`Saved`].
 pub fn salvage(volume: &Volume, target: &Path) -> Result<Saved, Failure> {
     let failed = |error: &io::Error| Failure::io("write to", target, error);
+    make_empty(target)?;
+    let mut salvage = Salvage::new(volume);
+    salvage.directory(ROOT, b"", target, 0).map_err(|error| failed(&error))?;
+    Ok(salvage.saved)
+}
+
+/// Copies damaged files out of a repaired volume into `target`, each at its path, with holes where
+/// contents were lost; the list of these becomes a file beside them.
+///
+/// # Errors
+/// As [`salvage`].
+pub fn salvage_damaged(
+    volume: &Volume,
+    files: &[DamagedFile],
+    target: &Path,
+) -> Result<Saved, Failure> {
+    let failed = |error: &io::Error| Failure::io("write to", target, error);
+    make_empty(target)?;
+    let mut salvage = Salvage::new(volume);
+    let mut list = "# path, first lost byte, lost bytes\n".to_owned();
+    for file in files {
+        let nameless = format!("/inode {}", file.ino).into_bytes();
+        let path = file.path.as_ref().unwrap_or(&nameless);
+        let inode = match volume.inode(file.ino) {
+            Ok(Some(inode)) => inode,
+            Ok(None) => continue,
+            Err(error) => {
+                salvage.problem(path, &chain(&error));
+                continue;
+            }
+        };
+        let relative = std::ffi::OsStr::from_bytes(path.strip_prefix(b"/").unwrap_or(path));
+        let copy = target.join(relative);
+        let parent = copy.parent().map_or(Ok(()), fs::create_dir_all);
+        parent
+            .and_then(|()| salvage.inode(file.ino, &inode, path, &copy, 0))
+            .map_err(|error| failed(&error))?;
+        for (offset, length) in &file.ranges {
+            salvage.saved.bytes_lost += length;
+            list.push_str(&format!("{}\t{offset}\t{length}\n", printable(path)));
+        }
+    }
+    write_list(target, &list).map_err(|error| failed(&error))?;
+    Ok(salvage.saved)
+}
+
+/// Writes the list of lost ranges under a name that nothing has.
+fn write_list(target: &Path, list: &str) -> io::Result<()> {
+    use std::io::Write as _;
+    let mut path = target.join("lost-ranges.txt");
+    for number in 1.. {
+        match fs::File::options().write(true).create_new(true).mode(0o600).open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                path = target.join(format!("lost-ranges.{number}.txt"));
+            }
+            opened => return opened?.write_all(list.as_bytes()),
+        }
+    }
+    unreachable!("a directory has fewer entries than there are numbers")
+}
+
+/// Makes a directory, if it is not there; it must be empty.
+fn make_empty(target: &Path) -> Result<(), Failure> {
+    let failed = |error: &io::Error| Failure::io("write to", target, error);
     fs::create_dir_all(target).map_err(|error| failed(&error))?;
     if fs::read_dir(target).map_err(|error| failed(&error))?.next().is_some() {
         let message = format!("{} is not empty", target.display());
@@ -50,9 +115,7 @@ pub fn salvage(volume: &Volume, target: &Path) -> Result<Saved, Failure> {
             Failure::new(Exit::Other, message).hint("What is saved needs a directory of its own.")
         );
     }
-    let mut salvage = Salvage { volume, saved: Saved::default(), links: HashMap::new() };
-    salvage.directory(ROOT, b"", target, 0).map_err(|error| failed(&error))?;
-    Ok(salvage.saved)
+    Ok(())
 }
 
 struct Salvage<'a> {
@@ -60,6 +123,12 @@ struct Salvage<'a> {
     saved: Saved,
     /// Where inodes with several names were copied to.
     links: HashMap<u64, PathBuf>,
+}
+
+impl<'a> Salvage<'a> {
+    fn new(volume: &'a Volume) -> Self {
+        Self { volume, saved: Saved::default(), links: HashMap::new() }
+    }
 }
 
 impl Salvage<'_> {

@@ -416,7 +416,7 @@ fn write_delta(
     Ok((delta, pointer, transient))
 }
 
-fn next_superblock(
+pub(super) fn next_superblock(
     last: &Superblock,
     root: Option<Root>,
     delta: Option<NodePointer>,

@@ -259,6 +259,13 @@ impl Log {
         Some(start)
     }
 
+    /// A place behind everything that the log from `start` on may say, for a superblock that knows
+    /// it already.
+    pub(super) fn start_after(&self, start: Option<LogStart>) -> Option<LogStart> {
+        let LogStart { position, capacity, .. } = start?;
+        Some(fresh_start(&self.keys, position + capacity, capacity))
+    }
+
     /// Epoch `number` is durable, and the log from `start` on is what comes after it.
     pub(super) fn release(&self, number: u64, start: Option<LogStart>) {
         let Some(start) = start else { return };

@@ -13,6 +13,7 @@ mod log;
 mod nodes;
 mod open;
 mod overlay;
+mod rebuild;
 mod replay;
 mod superblocks;
 
@@ -21,6 +22,7 @@ pub use log::log_bytes_for;
 pub use nodes::DamageCounters;
 pub use open::{OpenError, OpenOptions, OpenReport};
 pub use overlay::{Key, Value};
+pub use rebuild::{KeyRange, Rebuild, Rebuilt, RecordPage, Survey};
 pub use superblocks::Refused;
 
 use crate::format::VolumeId;

@@ -14,7 +14,7 @@ use crate::format::{PAGE_BYTES, SEGMENT_BYTES, Slot, VolumeId, record};
 use crate::key::VolumeKeys;
 use crate::space::{Deferred, DurableBitmaps, PIECE_BYTES, Space, is_full, runs_of, slots_of};
 use crate::storage::{FileId, Storage};
-use crate::tree::{self, Root};
+use crate::tree::{self, NodeSource as _, Root};
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeSet;
 use std::io;
@@ -27,6 +27,9 @@ use std::sync::{Arc, OnceLock};
 pub struct OpenOptions {
     /// Nothing is written, not even what was damaged.
     pub read_only: bool,
+    /// For a repair: a state is opened although its free space is not known, rather than one
+    /// before it. Only together with `read_only`.
+    pub repair: bool,
     /// Memory for cached tree nodes, in bytes.
     pub node_cache_bytes: usize,
     /// Always take the lowest free slots, so that tests meet reused slots at once.
@@ -35,7 +38,7 @@ pub struct OpenOptions {
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { read_only: false, node_cache_bytes: 48 << 20, first_fit: false }
+        Self { read_only: false, repair: false, node_cache_bytes: 48 << 20, first_fit: false }
     }
 }
 
@@ -142,11 +145,12 @@ impl Epochs {
         let nodes =
             NodeStore::new(storage.clone(), keys.clone(), volume_id, node_cache_bytes, read_only);
         let Found { superblock: newest, bitmaps, delta, used, kept, space_damage } =
-            find_whole(&nodes, newest, older, read_only, &mut report)?;
-        let (log, replayed) = match space_damage {
-            None => open_log(&storage, &keys, volume_id, &newest, &used, read_only)?,
+            find_whole(&nodes, newest, older, options, &mut report)?;
+        let (log, replayed) = if space_damage.is_none() || options.repair {
+            open_log(&storage, &keys, volume_id, &newest, &used, read_only)?
+        } else {
             // Nothing is written, and where is not known.
-            Some(_) => (Log::none(&storage, &keys, volume_id), Replayed::default()),
+            (Log::none(&storage, &keys, volume_id), Replayed::default())
         };
         (report.replayed, report.dropped) = (replayed.changes, replayed.dropped);
         report.log_damaged = replayed.damaged;
@@ -276,7 +280,7 @@ fn find_whole(
     nodes: &NodeStore,
     newest: Superblock,
     older: Option<Superblock>,
-    read_only: bool,
+    options: &OpenOptions,
     report: &mut OpenReport,
 ) -> Result<Found, OpenError> {
     let read = |superblock: &Superblock| {
@@ -306,24 +310,42 @@ fn find_whole(
         }
         Err(error) => (error, newest),
     };
-    if let Some((Ok((bitmaps, delta, used)), older)) = older {
+    if options.repair && has_root(nodes, &superblock) {
+        return Ok(Found::without_space(superblock, newest_error));
+    }
+    let whole = older.as_ref().is_some_and(|(read, _)| read.is_ok());
+    if let Some((read, older)) =
+        older.filter(|(_, o)| whole || options.repair && has_root(nodes, o))
+    {
         report.refused.push((superblocks::file_of(superblock.sequence), chain(&newest_error)));
         report.sequence = older.sequence;
         report.clean = older.clean;
         let (kept, space_damage) = (Vec::new(), None);
-        return Ok(Found { superblock: older, bitmaps, delta, used, kept, space_damage });
+        return Ok(match read {
+            Ok((bitmaps, delta, used)) => {
+                Found { superblock: older, bitmaps, delta, used, kept, space_damage }
+            }
+            Err(error) => Found::without_space(older, error),
+        });
     }
-    if !read_only {
+    if !options.read_only {
         return Err(newest_error);
     }
-    Ok(Found {
-        superblock,
-        bitmaps: DurableBitmaps::default(),
-        delta: delta::Delta::default(),
-        used: DurableBitmaps::default(),
-        kept: Vec::new(),
-        space_damage: Some(newest_error),
-    })
+    Ok(Found::without_space(superblock, newest_error))
+}
+
+/// Whether the root of a state can be read, or it has none.
+fn has_root(nodes: &NodeStore, superblock: &Superblock) -> bool {
+    superblock.root.is_none_or(|(pointer, level)| nodes.read(&pointer, level).is_ok())
+}
+
+impl Found {
+    /// A state of which it cannot be read which slots it uses.
+    fn without_space(superblock: Superblock, error: OpenError) -> Self {
+        let (bitmaps, used) = Default::default();
+        let (delta, kept, space_damage) = (delta::Delta::default(), Vec::new(), Some(error));
+        Self { superblock, bitmaps, delta, used, kept, space_damage }
+    }
 }
 
 /// The newest usable superblock, the other one if it is usable, and what is odd about them.

@@ -6,10 +6,12 @@
 
 mod apply;
 mod build;
+mod prune;
 mod read;
 
 pub use crate::format::node::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 pub use apply::{Change, Observe, apply};
+pub use prune::{Marks, prune};
 pub use read::{Place, ValueRef, Visit, Visitor, get, range, walk};
 
 use crate::format::NodePointer;

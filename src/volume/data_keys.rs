@@ -90,6 +90,16 @@ impl Volume {
     /// The key of a chunk as its record gives it.
     pub(super) fn stored_dek(&self, ino: u64, chunk: u64) -> Result<Option<Arc<PageKey>>, Error> {
         let Some(value) = self.epochs.get(&dek_key(ino, chunk))? else { return Ok(None) };
+        self.decode_dek(ino, chunk, &value).map(Some)
+    }
+
+    /// The key of a chunk that a record holds.
+    pub(super) fn decode_dek(
+        &self,
+        ino: u64,
+        chunk: u64,
+        value: &[u8],
+    ) -> Result<Arc<PageKey>, Error> {
         let (epoch, wrapped) = value.split_at_checked(4).ok_or(Error::Malformed("data key"))?;
         let epoch = u32::from_le_bytes(epoch.try_into().expect("4 bytes"));
         let dek = self
@@ -99,7 +109,7 @@ impl Volume {
         if dek.len() != self.cipher.key_bytes() {
             return Err(Error::Malformed("data key"));
         }
-        Ok(Some(Arc::new(PageKey::new(self.cipher, &dek))))
+        Ok(Arc::new(PageKey::new(self.cipher, &dek)))
     }
 }
 

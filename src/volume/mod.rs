@@ -11,6 +11,7 @@ pub mod inspect;
 mod path;
 mod promises;
 mod records;
+pub mod repair;
 mod resize;
 mod scan;
 
@@ -220,8 +221,9 @@ impl Volume {
             let options = OpenOptions { read_only, ..*options };
             Self::open_on(storage.clone(), keys.clone(), volume_id, cipher, config, &options)
         };
-        if !options.read_only {
-            return open(&storage, false);
+        // A repair takes what the log says into what it builds.
+        if !options.read_only || options.repair {
+            return open(&storage, options.read_only);
         }
         // Replaying the log brings contents into their slots, but who only reads changes nothing.
         let in_memory = || Arc::new(Shadow::new(storage.clone())) as Arc<dyn Storage>;

@@ -83,6 +83,71 @@ fn damage_is_named_and_the_rest_is_saved() {
 }
 
 #[test]
+fn damage_is_repaired_after_what_is_whole_was_saved() {
+    let mut scenario = Scenario { directory: tempfile::tempdir().unwrap(), locks: Vec::new() };
+    let big: Vec<u8> = (0..20_000u32).flat_map(|n| n.to_le_bytes()).collect();
+    let (segment, offset) = fill(&mut scenario, &big);
+    let path = scenario.root().join(format!("vault/data/{segment:08}"));
+    let file = fs::File::options().read(true).write(true).open(path).unwrap();
+    file.write_all_at(b"somebody else's bytes", offset + 7).unwrap();
+
+    let every_file = || {
+        let mut bytes = Vec::new();
+        for name in ["super.a", "super.b"] {
+            bytes.push(fs::read(scenario.root().join("vault").join(name)).unwrap());
+        }
+        let data = fs::read_dir(scenario.root().join("vault/data")).unwrap();
+        let mut names: Vec<_> = data.map(|entry| entry.unwrap().path()).collect();
+        names.sort();
+        for name in names {
+            let mut part = vec![0; 4 << 20];
+            fs::File::open(name).unwrap().read_exact_at(&mut part, 0).unwrap();
+            bytes.push(part);
+        }
+        bytes
+    };
+    let before = every_file();
+    let dry = scenario.run("atrest fsck --deep $T/vault --passphrase-file $T/correct");
+    assert!(dry.starts_with("exit 44\n"), "{dry}");
+    let line = "bytes 4096 to 8191: it does not authenticate: it reads as zeros (content-lost)";
+    assert!(dry.contains("out| --repair would change this:\n"), "{dry}");
+    assert!(dry.contains(&format!("out|   /linked: {line}")), "{dry}");
+    assert!(every_file() == before, "a dry run changes not one byte");
+
+    // What cannot be saved is not repaired.
+    fs::create_dir_all(scenario.root().join("full/of/something")).unwrap();
+    let repair = "atrest fsck --repair --salvage $T/full $T/vault --passphrase-file $T/correct";
+    let refused = scenario.run(repair);
+    assert!(refused.starts_with("exit 1\n"), "{refused}");
+    assert!(refused.contains("err|   Nothing was repaired"), "{refused}");
+    let again = scenario.run("atrest fsck --deep $T/vault --passphrase-file $T/correct");
+    assert!(again.starts_with("exit 44\n"), "{again}");
+
+    let repaired = scenario.run(&repair.replace("full", "saved"));
+    assert!(repaired.starts_with("exit 45\n"), "{repaired}");
+    assert!(repaired.contains(&format!("out|   /linked: {line}")), "{repaired}");
+    let sound = "err| $T/vault is repaired and sound; files that lost content: 1";
+    assert!(repaired.contains(sound), "{repaired}");
+    let mut expected = big;
+    expected[4096..8192].fill(0);
+    let saved = scenario.root().join("saved");
+    assert!(fs::read(saved.join("linked")).unwrap() == expected);
+    assert!(!saved.join("dir/small").exists(), "only what is damaged is saved");
+    let list = fs::read_to_string(saved.join("lost-ranges.txt")).unwrap();
+    assert_eq!(list, "# path, first lost byte, lost bytes\n/linked\t4096\t4096\n");
+
+    let clean = scenario.run("atrest fsck --deep $T/vault --passphrase-file $T/correct");
+    assert!(clean.starts_with("exit 0\n"), "{clean}");
+    let volume = open(&scenario, &scenario.root().join("vault"));
+    let tree = VolumeTree::new(volume.clone());
+    let dir = tree.lookup(ROOT, b"dir").unwrap().ino;
+    let found = tree.lookup(dir, b"big").unwrap();
+    let mut content = Vec::new();
+    tree.read(found.ino, 0, 80_000, &mut content).unwrap();
+    assert!(content == expected && found.links == 2);
+}
+
+#[test]
 fn what_keys_show_of_a_file() {
     let mut scenario = Scenario { directory: tempfile::tempdir().unwrap(), locks: Vec::new() };
     let (segment, _) = fill(&mut scenario, &[7; 12_288]);

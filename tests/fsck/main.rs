@@ -7,6 +7,8 @@ mod common;
 mod medium;
 mod paths;
 mod records;
+mod repair;
+mod ruin;
 mod world;
 
 use atrest::crypto::Cipher;

@@ -51,9 +51,12 @@ fn an_unreadable_sector_condemns_its_page_only() {
     let slot = world.slot("/deep/deeper/big", 5);
     let range = slot.offset() + 512..slot.offset() + 1024;
     world.disk.fail_reads(FileId::Segment(slot.segment()), range);
-    let found = world.finds(Kind::PageLost);
+    let found = world.check(true).findings;
+    let found: Vec<_> = found.iter().filter(|f| f.kind == Kind::PageLost).collect();
     assert_eq!(found.len(), 1);
     assert_eq!((found[0].offset, found[0].length), (Some(5 * 4096), Some(4096)));
+    let report = world.repaired();
+    assert_eq!(report.damaged_files()[0].ranges, [(5 * 4096, 4096)]);
 }
 
 #[test]

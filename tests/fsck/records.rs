@@ -209,6 +209,7 @@ fn inline_contents_that_should_not_be() {
     };
     let inline = report.findings.iter().filter(|f| f.kind == Kind::Inline).count();
     assert_eq!((inline, report.findings.len()), (4, 4), "{}", show(&report.findings));
+    world.repaired();
 }
 
 #[test]
@@ -248,6 +249,7 @@ fn parts_and_flags_of_attributes() {
     let other = world.ino("/other");
     let expected = [(Kind::AttributeParts, Some(page)), (Kind::AttributeFlag, Some(other))];
     assert_eq!(kinds, expected, "{}", show(&report.findings));
+    world.repaired();
 }
 
 #[test]
@@ -270,6 +272,7 @@ fn records_of_nobody_and_malformed_ones() {
     assert_eq!(counts, [4, 2, 1], "{}", show(&report.findings));
     assert_eq!(report.findings.len(), 7);
     world.others_are_whole(&[]);
+    world.repaired();
 }
 
 #[test]
@@ -287,6 +290,7 @@ fn slots_that_two_use_and_slots_that_nobody_does() {
     assert_eq!(report.findings.iter().filter(|f| f.kind == Kind::SlotLeaked).count(), 1);
     assert_eq!(report.findings.len(), 3);
     world.others_are_whole(&["/other"]);
+    world.repaired();
 }
 
 #[test]
@@ -300,4 +304,5 @@ fn slots_in_use_that_are_counted_as_free() {
     let kinds: Vec<_> = report.findings.iter().map(|f| f.kind).collect();
     assert_eq!(kinds, [Kind::SlotFree, Kind::SlotLeaked], "{}", show(&report.findings));
     assert_eq!(report.findings[0].path.as_deref(), Some(&b"/other"[..]));
+    world.repaired();
 }

@@ -119,16 +119,25 @@ impl World {
         self.open().check(CheckOptions { deep }, &|_| {})
     }
 
-    /// Findings of a kind by a deep check.
+    /// The same volume on a disk of its own.
+    pub fn fork(&self) -> Self {
+        let disk = Arc::new(self.disk.fork());
+        let storage: Arc<dyn Storage> = disk.clone();
+        Self { volumes: self.volumes.clone(), disk, storage, contents: self.contents.clone() }
+    }
+
+    /// Findings of a kind by a deep check. A copy is repaired, too.
     pub fn finds(&self, kind: Kind) -> Vec<Finding> {
         let report = self.check(true);
         assert!(!report.is_clean(), "the damage is not found");
         let found: Vec<_> = report.findings.iter().filter(|f| f.kind == kind).cloned().collect();
         assert!(!found.is_empty(), "no {kind} among {}", show(&report.findings));
+        self.fork().repaired();
         found
     }
 
-    /// Checks that these are all findings, whatever their order: kind and path of each.
+    /// Checks that these are all findings, whatever their order: kind and path of each. A copy is
+    /// repaired, too.
     pub fn expect(&self, deep: bool, expected: &[(Kind, &str)]) -> Vec<Finding> {
         let report = self.check(deep);
         let path = |f: &Finding| String::from_utf8(f.path.clone().unwrap_or_default());
@@ -139,6 +148,9 @@ impl World {
         found.sort();
         expected.sort();
         assert_eq!(found, expected, "{}", show(&report.findings));
+        if !report.is_clean() {
+            self.fork().repaired();
+        }
         report.findings
     }
 

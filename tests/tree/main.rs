@@ -6,6 +6,7 @@
 mod damage;
 mod decode;
 mod model;
+mod prune;
 mod random;
 mod store;
 

@@ -41,7 +41,7 @@ impl State {
 }
 
 /// The part of a page range that lies within the file.
-fn clip(range: (u64, u64), size: u64) -> (u64, u64) {
+pub(in crate::volume) fn clip(range: (u64, u64), size: u64) -> (u64, u64) {
     (range.0, range.1.min(size.saturating_sub(range.0)))
 }
 

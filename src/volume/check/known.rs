@@ -106,7 +106,7 @@ impl Inodes {
 
 /// Key ranges whose records cannot be read: ascending and apart.
 #[derive(Default)]
-pub(super) struct Lost(Vec<(Vec<u8>, Option<Vec<u8>>)>);
+pub(in crate::volume) struct Lost(Vec<(Vec<u8>, Option<Vec<u8>>)>);
 
 impl Lost {
     /// Adds a range above all before.

@@ -10,7 +10,7 @@ use crate::volume::Volume;
 use std::collections::BTreeMap;
 
 /// Lengths of the segments that exist, in bytes; `None` is one that cannot be asked.
-pub(super) struct Medium(BTreeMap<u32, Option<u64>>);
+pub(in crate::volume) struct Medium(BTreeMap<u32, Option<u64>>);
 
 impl Medium {
     pub fn new(volume: &Volume) -> Self {

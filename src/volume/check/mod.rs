@@ -20,9 +20,15 @@ use crate::format::record::{self, Counters, Inode, Table};
 use crate::space::Class;
 use crate::tree::{self, Place, Visitor};
 use crate::volume::{COOKIE_FIRST, INO_FIRST, Volume, cuts};
-use known::{Inodes, Known, Lost};
-use medium::Medium;
-use report::{Drafts, Subject};
+pub(in crate::volume) use contents::clip;
+pub(in crate::volume) use known::Lost;
+use known::{Inodes, Known};
+pub(in crate::volume) use medium::Medium;
+pub(in crate::volume) use names::{fingerprint, is_name};
+pub(in crate::volume) use paths::{Places, join, path};
+use report::Drafts;
+pub(in crate::volume) use report::Subject;
+pub(in crate::volume) use slots::SlotSet;
 use slots::Slots;
 
 /// Nodes and runs between two calls of the progress function.
@@ -380,7 +386,7 @@ pub(super) fn describe(table: u8) -> &'static str {
 }
 
 /// What the keys `from..to` are, for people.
-fn describe_range(from: &[u8], to: Option<&[u8]>) -> String {
+pub(in crate::volume) fn describe_range(from: &[u8], to: Option<&[u8]>) -> String {
     let first = from.first().copied().unwrap_or(Table::Counters as u8);
     // A bound such as the first key of the next table excludes that table.
     let last = match to {

@@ -24,13 +24,13 @@ pub(super) struct State {
 }
 
 /// A hash that is equal for an entry and for its place in the listing.
-fn fingerprint(name: &[u8], entry: &Entry) -> u64 {
+pub(in crate::volume) fn fingerprint(name: &[u8], entry: &Entry) -> u64 {
     let mut hasher = DefaultHasher::new();
     (name, entry.ino, entry.cookie, entry.kind).hash(&mut hasher);
     hasher.finish()
 }
 
-fn is_name(name: &[u8]) -> bool {
+pub(in crate::volume) fn is_name(name: &[u8]) -> bool {
     !(name.is_empty()
         || name.len() > NAME_BYTES_MAX
         || name == b"."

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 const DEPTH_MAX: usize = 4096;
 
 /// Where inodes are: parent, and name once it is known.
-type Places = HashMap<u64, (u64, Option<Vec<u8>>)>;
+pub(in crate::volume) type Places = HashMap<u64, (u64, Option<Vec<u8>>)>;
 
 impl Checker<'_> {
     /// Puts paths to the findings.
@@ -93,7 +93,7 @@ impl Checker<'_> {
     }
 }
 
-fn path(places: &Places, ino: u64) -> Option<Vec<u8>> {
+pub(in crate::volume) fn path(places: &Places, ino: u64) -> Option<Vec<u8>> {
     let mut names = Vec::new();
     let mut at = ino;
     while at != ROOT {
@@ -115,7 +115,7 @@ fn path(places: &Places, ino: u64) -> Option<Vec<u8>> {
     Some(path)
 }
 
-fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
+pub(in crate::volume) fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
     let mut path = directory.strip_suffix(b"/").unwrap_or(directory).to_vec();
     path.push(b'/');
     path.extend_from_slice(name);

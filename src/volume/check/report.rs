@@ -235,7 +235,7 @@ fn serialize_path<S: Serializer>(path: &Option<Vec<u8>>, to: S) -> Result<S::Ok,
 
 /// What a finding is about, until its path is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Subject {
+pub(in crate::volume) enum Subject {
     /// The volume.
     Volume,
     /// An inode.

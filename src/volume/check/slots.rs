@@ -11,7 +11,7 @@ const SUSPECTS_MAX: usize = 65_536;
 
 /// A set of slots: 8 KiB for each segment in use.
 #[derive(Default)]
-pub(super) struct SlotSet(BTreeMap<u32, Box<[u64; WORDS]>>);
+pub(in crate::volume) struct SlotSet(BTreeMap<u32, Box<[u64; WORDS]>>);
 
 impl SlotSet {
     /// Adds a slot; false if it was there.
