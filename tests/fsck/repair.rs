@@ -1,12 +1,12 @@
 //! Repairs: whatever was done to a volume, a check finds nothing afterwards, everything that was
 //! not damaged is as it was, and everything else is named.
 
-use crate::world::{Change, World, show};
+use crate::world::{Change, World, pattern, show};
 use atrest::crypto::Cipher;
 use atrest::format::Slot;
 use atrest::format::record::{Entry, Inode, Table, key};
 use atrest::fs::volume::{VolumeTree, recover};
-use atrest::fs::{Attr, Kind as FileKind, Tree};
+use atrest::fs::{Attr, Caller, Kind as FileKind, Tree};
 use atrest::storage::{FileId, Shadow, Storage};
 use atrest::volume::check::{CheckOptions, Kind};
 use atrest::volume::repair::{Action, ActionKind, RepairError, RepairOptions, RepairReport};
@@ -468,4 +468,38 @@ fn on_a_full_disk_nothing_is_lost() {
     world.disk.set_capacity(1 << 40);
     world.repaired();
     others_stay(&world, &before, &["/page", "/deep/linked"]);
+}
+
+/// What only the log has is a part of what is repaired.
+#[test]
+fn what_the_log_says_is_kept() {
+    for damaged in [false, true] {
+        let world = World::new(Cipher::Aes256Gcm);
+        let many = world.ino("/many");
+        let tree = VolumeTree::new(world.volumes.open(&world.storage).expect("open"));
+        let caller = Caller { uid: 0, gid: 0, umask: 0 };
+        let late = tree.create(caller, ROOT, b"late", 0o600).expect("create").0.ino;
+        tree.sync().expect("an epoch, so that the log is in use");
+        let content = pattern(77, 20_000);
+        tree.write(late, 0, &content, false).expect("write");
+        tree.link(late, ROOT, b"later").expect("link");
+        tree.fsync(late, 0, false).expect("fsync");
+        drop(tree);
+        // The contents are in the log, and not in their slots.
+        let mut world = world;
+        world.disk = Arc::new(world.disk.after_crash([]));
+        world.storage = world.disk.clone();
+        let name = if damaged {
+            world.destroy(&world.leaf_of(&key(Table::Entry, many, b"file 100")));
+            // A dry run and a repair, each on what the crash left.
+            world.repaired();
+            "/later"
+        } else {
+            world.is_sound();
+            "/late"
+        };
+        let seen = world.seen();
+        assert_eq!((seen["/late"].ino, seen["/later"].ino), (late, late));
+        assert!(seen[name].content == content && seen[name].links == 2);
+    }
 }
