@@ -70,10 +70,15 @@ impl Volumes {
 
     /// Makes a volume with a root directory in an empty storage, and closes it.
     pub fn create(&self, storage: &Arc<dyn Storage>) {
-        Volume::create(&**storage, &self.keys, self.id, &self.config, LOG_BYTES).expect("create");
+        self.create_with(&**storage, LOG_BYTES);
         let volume = self.open(storage).expect("open");
         atrest::fs::volume::make_root(&volume, 0, 0, 0o755).expect("root directory");
         volume.close().expect("close");
+    }
+
+    /// Makes a volume without a root directory, with a log of so many bytes.
+    pub fn create_with(&self, storage: &dyn Storage, log_bytes: u64) {
+        Volume::create(storage, &self.keys, self.id, &self.config, log_bytes).expect("create");
     }
 
     /// Opens it, without a background thread.
