@@ -1,8 +1,14 @@
 //! Power loss at every storage operation: whatever subset of what was not synced reaches the disk,
-//! opening finds everything that was acknowledged.
+//! opening finds everything that was acknowledged, and exactly what once was.
 
+mod check;
 #[path = "../common/mod.rs"]
 mod common;
 mod harness;
+mod matrix;
+mod script;
+mod scripts;
+mod seam;
+mod state;
+mod steps;
 mod toy;
-mod volume;
