@@ -19,8 +19,8 @@ use crate::fs::Tree;
 use crate::fs::volume::{VolumeTree, make_root, recover};
 use crate::key::pin::{Freshness, Pin, PinStore, check as check_pin};
 use crate::key::{KeyError, Opened, ProviderOptions, VolumeKeys, provider_from_uri};
-use crate::storage::{LockError, LockInfo, OsStorage, VolumeLock};
-use crate::volume::{OpenError, OpenOptions, Volume};
+use crate::storage::{LockError, LockInfo, OsStorage, Storage, VolumeLock};
+use crate::volume::{OpenError, OpenOptions, Volume, log_bytes_for};
 
 /// Bytes of a page, in which the volume counts its space.
 const PAGE_BYTES: u64 = crate::format::PAGE_BYTES as u64;
@@ -291,7 +291,8 @@ pub fn create(arguments: &InitArgs) -> Result<(), Failure> {
         .map_err(|error| failed(KeyError::Kek(error)))?;
     let (config, keys) = VolumeKeys::create(volume_id, cipher, &*provider).map_err(failed)?;
     let made = OsStorage::create(path).and_then(|storage| {
-        Volume::create(&storage, &keys, volume_id, config.bytes())?;
+        let log_bytes = log_bytes_for(storage.capacity()?.total_bytes);
+        Volume::create(&storage, &keys, volume_id, config.bytes(), log_bytes)?;
         Ok(storage)
     });
     let storage = made.map_err(|error| match error.kind() {

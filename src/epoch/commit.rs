@@ -4,11 +4,11 @@ use super::delta::{self, Delta};
 use super::nodes::NodeWriter;
 use super::open::chain;
 use super::{Committer, Epochs, Error, OpenData, slots_of, superblocks};
+use crate::format::log::LogStart;
 use crate::format::record::{self, Table};
 use crate::format::superblock::Superblock;
 use crate::format::{NodePointer, Slot};
 use crate::space::{Class, PIECE_BYTES, is_full, runs_of};
-use crate::storage::FileId;
 use crate::tree::{self, Change, Root};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -55,17 +55,6 @@ struct Built {
 }
 
 impl Epochs {
-    /// Returns when every change made before the call is durable.
-    ///
-    /// # Errors
-    /// [`Error::Poisoned`] if that cannot be; the volume then has to be opened again.
-    /// [`Error::NoSpace`] if it cannot be now: everything stays in memory, and the next attempt may
-    /// succeed. [`Error::Lost`] if everything is durable but what belongs into a damaged node.
-    pub fn sync(&self) -> Result<(), Error> {
-        let open = *self.gate.read();
-        self.commit_through(open)
-    }
-
     /// Returns when epoch `number` is durable, committing it if nobody else does.
     pub(super) fn commit_through(&self, number: u64) -> Result<(), Error> {
         // Everyone who waits here while one commit runs is served by the next one.
@@ -82,6 +71,23 @@ impl Epochs {
     /// As [`Epochs::sync`].
     pub fn commit(&self, options: &CommitOptions) -> Result<(), Error> {
         self.commit_locked(&mut self.committer.lock(), options)
+    }
+
+    /// Makes an epoch durable before the first change, so that the log has a place to start at to
+    /// which the superblock leads, under a key of its own, and what was replayed is in the tree.
+    pub(super) fn begin(&self) -> Result<(), Error> {
+        let mut committer = self.committer.lock();
+        if self.begun.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let options = CommitOptions { force: true, ..CommitOptions::default() };
+        match self.commit_locked(&mut committer, &options) {
+            // There is no log until there is space; the end of an epoch is what syncs.
+            Err(Error::NoSpace) => self.begun.store(true, Ordering::Release),
+            Err(Error::Lost) => {}
+            done => done?,
+        }
+        Ok(())
     }
 
     /// Whether something waits to be made durable or to be given back.
@@ -103,8 +109,9 @@ impl Epochs {
         if !forced && !self.wants_commit() {
             return Ok(());
         }
-        let (number, sealed) = self.seal();
-        match self.make_durable(committer, number, &sealed, options) {
+        let (number, sealed, log) = self.seal();
+        let log = log.or(committer.superblock.log);
+        match self.make_durable(committer, number, &sealed, log, options) {
             Ok(()) if committer.lossy == number => Err(Error::Lost),
             Ok(()) => Ok(()),
             Err(error) if is_no_space(&error) => {
@@ -124,7 +131,7 @@ impl Epochs {
     }
 
     /// Step 1: the open epoch becomes the sealed one.
-    fn seal(&self) -> (u64, OpenData) {
+    fn seal(&self) -> (u64, OpenData, Option<LogStart>) {
         let mut gate = self.gate.write();
         let number = *gate;
         if let Some(hook) = &*self.on_seal.lock() {
@@ -133,10 +140,11 @@ impl Epochs {
         }
         self.overlay.seal();
         let sealed = std::mem::take(&mut *self.open.lock());
+        let log = self.log.seal(number);
         *gate = number + 1;
         self.deferred.advance(number + 1);
         self.pressed.store(false, Ordering::Relaxed);
-        (number, sealed)
+        (number, sealed, log)
     }
 
     /// Steps 2 to 5, in the order that `manual::crash` argues for.
@@ -145,6 +153,7 @@ impl Epochs {
         committer: &mut Committer,
         number: u64,
         sealed: &OpenData,
+        log: Option<LogStart>,
         options: &CommitOptions,
     ) -> Result<(), Error> {
         // 2. Everything that the new tree will refer to is on disk before the tree is.
@@ -158,7 +167,7 @@ impl Epochs {
 
         // 5. The superblock.
         let superblock =
-            next_superblock(&committer.superblock, built.root, built.delta_pointer, options);
+            next_superblock(&committer.superblock, built.root, built.delta_pointer, log, options);
         superblocks::write(&*self.storage, &self.keys, self.volume_id, &superblock)
             .map_err(|source| storage_error("superblock", source))?;
 
@@ -167,6 +176,8 @@ impl Epochs {
         self.overlay.clear_sealed();
         self.nodes.forget(&built.replaced);
         self.durable.store(number, Ordering::Release);
+        self.log.release(number, log);
+        self.begun.store(true, Ordering::Release);
         let mut freed = built.moves.cleared;
         freed.extend(slots_of(&built.delta.freed));
         self.deferred.push(number, runs_of(freed));
@@ -262,19 +273,6 @@ impl Epochs {
     pub fn has_lost(&self, ino: u64) -> bool {
         self.nodes.damage.changes_lost.load(Ordering::Relaxed) > 0
             && self.lost.lock().contains(&ino)
-    }
-
-    /// Syncs segments, and the directory if one of them is new.
-    fn sync_segments(&self, segments: &BTreeSet<u32>) -> Result<(), Error> {
-        if self.space.take_directory_dirty() {
-            self.storage.sync_directory().map_err(|source| storage_error("sync", source))?;
-        }
-        for &segment in segments {
-            self.storage
-                .sync(FileId::Segment(segment))
-                .map_err(|source| storage_error("sync", source))?;
-        }
-        Ok(())
     }
 
     fn apply_records(
@@ -385,7 +383,10 @@ impl Epochs {
     }
 
     /// Stops all writing until the volume is opened again.
-    fn poison(&self, error: Error) -> Error {
+    pub(super) fn poison(&self, error: Error) -> Error {
+        if let Error::Poisoned(_) = error {
+            return error;
+        }
         let text = chain(&error);
         log::error!(
             "writing stopped: {text}. What was synced is safe. Unmount the volume and mount it \
@@ -419,6 +420,7 @@ fn next_superblock(
     last: &Superblock,
     root: Option<Root>,
     delta: Option<NodePointer>,
+    log: Option<LogStart>,
     options: &CommitOptions,
 ) -> Superblock {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
@@ -433,6 +435,7 @@ fn next_superblock(
         clean: options.clean,
         config_digest,
         config_digest_next,
+        log,
         committed: now,
     }
 }

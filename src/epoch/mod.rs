@@ -8,18 +8,23 @@
 
 mod commit;
 mod delta;
+mod fsync;
+mod log;
 mod nodes;
 mod open;
 mod overlay;
+mod replay;
 mod superblocks;
 
 pub use commit::CommitOptions;
+pub use log::log_bytes_for;
 pub use nodes::DamageCounters;
 pub use open::{OpenError, OpenOptions, OpenReport};
 pub use overlay::{Key, Value};
 pub use superblocks::Refused;
 
 use crate::format::VolumeId;
+use crate::format::log::Item;
 use crate::format::record::Table;
 use crate::format::superblock::Superblock;
 use crate::key::VolumeKeys;
@@ -27,6 +32,7 @@ use crate::space::{Deferred, DurableBitmaps, Pin, SlotRun, Space};
 use crate::storage::Storage;
 use crate::tree::{self, Root, ValueRef};
 use delta::Delta;
+use log::Log;
 use nodes::NodeStore;
 use overlay::Overlay;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
@@ -48,6 +54,8 @@ const OVERLAY_BYTES_HARD: usize = 40 << 20;
 const NODES_PER_RECORD: u64 = 2;
 /// Records looked at in one step of a range.
 const WINDOW_RECORDS: usize = 512;
+/// Locks of `Epochs::segment_syncs`; segments share them.
+const SYNC_LOCKS: usize = 16;
 
 /// Why an epoch operation failed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -99,6 +107,12 @@ struct OpenData {
 }
 
 impl OpenData {
+    fn refer_to(&mut self, run: SlotRun) {
+        self.runs.push(run);
+        self.segments.insert(run.first.segment());
+        self.bytes += u64::from(run.count) * crate::format::PAGE_BYTES as u64;
+    }
+
     fn merge(&mut self, other: Self) {
         self.runs.extend(other.runs);
         self.segments.extend(other.segments);
@@ -134,6 +148,14 @@ pub struct Epochs {
     root: RwLock<Option<Root>>,
     committer: Mutex<Committer>,
     durable: AtomicU64,
+    /// What happened since the last durable epoch.
+    log: Log,
+    /// The log records what happens: an epoch was made durable since the volume was opened.
+    begun: AtomicBool,
+    /// What the layer above noted with the changes that were replayed.
+    replayed_notes: Mutex<Vec<Box<[u8]>>>,
+    directory_sync: Mutex<()>,
+    segment_syncs: [Mutex<()>; SYNC_LOCKS],
     /// The reserve could not be filled: only work that frees space is accepted.
     full: AtomicBool,
     last_reclaim: Mutex<Option<Instant>>,
@@ -163,22 +185,37 @@ pub type SlotDecoder = Box<
 /// Changes that become durable together; see [`Epochs::change`].
 pub struct Change<'a> {
     epochs: &'a Epochs,
-    _gate: RwLockReadGuard<'a, u64>,
+    /// What the log says of it.
+    items: Vec<u8>,
+    /// The open epoch.
+    gate: RwLockReadGuard<'a, u64>,
 }
 
 impl Change<'_> {
     /// Stores (`Some`) or deletes (`None`) a record.
     pub fn put(&mut self, key: impl Into<Key>, value: Value) {
-        self.epochs.overlay.put(key.into(), value);
+        let key = key.into();
+        match &value {
+            Some(value) => Item::Put { key: &key, value }.encode(&mut self.items),
+            None => Item::Delete { key: &key }.encode(&mut self.items),
+        }
+        self.epochs.overlay.put(key, value);
     }
 
-    /// Says that a record stored through this change refers to these freshly written slots.
-    pub fn refer_to(&mut self, runs: &[SlotRun]) {
+    /// Says that a record stored through this change refers to these freshly written slots; `sums`
+    /// has the [`crate::format::log::page_sum`] of each slot's bytes.
+    pub fn refer_to(&mut self, runs: &[SlotRun], sums: &[u64]) {
+        let mut sums = sums;
+        for run in runs {
+            let (of_run, rest) = sums.split_at(run.count as usize);
+            let bytes: Vec<u8> = of_run.iter().flat_map(|sum| sum.to_le_bytes()).collect();
+            Item::Pages { first: run.first, sums: &bytes }.encode(&mut self.items);
+            sums = rest;
+        }
+        self.epochs.log.note_unsynced(*self.gate, runs);
         let mut open = self.epochs.open.lock();
         for run in runs {
-            open.runs.push(*run);
-            open.segments.insert(run.first.segment());
-            open.bytes += u64::from(run.count) * crate::format::PAGE_BYTES as u64;
+            open.refer_to(*run);
         }
     }
 
@@ -186,10 +223,25 @@ impl Change<'_> {
     pub fn note_freed(&mut self, slots: u64) {
         self.epochs.open.lock().freed += slots;
     }
+
+    /// Whether nothing was put.
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// Remembers some bytes with the change: should it have to be replayed,
+    /// [`Epochs::take_replayed_notes`] gives them back.
+    pub fn note(&mut self, bytes: &[u8]) {
+        Item::Note(bytes).encode(&mut self.items);
+    }
 }
 
 impl Drop for Change<'_> {
     fn drop(&mut self) {
+        if !self.items.is_empty() {
+            // With the gate held: the epoch is not sealed before the log has the change.
+            self.epochs.log.append_change(*self.gate, &self.items);
+        }
         self.epochs.notice_pressure();
     }
 }
@@ -202,6 +254,9 @@ impl Epochs {
     /// [`Error::NoSpace`], [`Error::Poisoned`], [`Error::ReadOnly`].
     pub fn change(&self, frees: bool) -> Result<Change<'_>, Error> {
         self.check_writable()?;
+        if !self.begun.load(Ordering::Acquire) {
+            self.begin()?;
+        }
         if self.full.load(Ordering::Relaxed) && !frees {
             return Err(Error::NoSpace);
         }
@@ -211,7 +266,7 @@ impl Epochs {
             Err(Error::Lost) => {}
             throttled => throttled?,
         }
-        Ok(Change { epochs: self, _gate: self.gate.read() })
+        Ok(Change { epochs: self, items: Vec::new(), gate: self.gate.read() })
     }
 
     /// # Errors
@@ -244,7 +299,9 @@ impl Epochs {
             nodes = nodes.min((self.space.nodes_used() + new) * 2);
         }
         let tight = nodes > backed && self.space.back_nodes(nodes).is_err();
-        if bytes > OVERLAY_BYTES_HARD || data > DATA_BYTES_HARD || tight {
+        let (_, logged, capacity) = self.log.usage();
+        let log_full = logged > capacity / 4 * 3;
+        if bytes > OVERLAY_BYTES_HARD || data > DATA_BYTES_HARD || tight || log_full {
             let open = *self.gate.read();
             self.commit_through(open)?;
         }
@@ -253,7 +310,10 @@ impl Epochs {
 
     fn notice_pressure(&self) {
         let (_, bytes) = self.overlay.size();
-        let pressed = bytes > OVERLAY_BYTES_SOFT || self.open.lock().bytes > DATA_BYTES_SOFT;
+        let (logged, _, capacity) = self.log.usage();
+        let pressed = bytes > OVERLAY_BYTES_SOFT
+            || self.open.lock().bytes > DATA_BYTES_SOFT
+            || logged > capacity / 3;
         if pressed && !self.pressed.swap(true, Ordering::Relaxed) {
             if let Some(wake) = &*self.on_pressure.lock() {
                 wake();
@@ -290,6 +350,30 @@ impl Epochs {
             std::ops::ControlFlow::Continue(())
         })?;
         Ok(())
+    }
+
+    /// Visits all records of a table in key order, changes that are not durable included. Nothing
+    /// may be changed meanwhile.
+    ///
+    /// # Errors
+    /// If the tree is damaged there.
+    pub fn scan(&self, table: Table, visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), Error> {
+        let mut changed = self.overlay.of_table(table as u8).into_iter().peekable();
+        self.scan_durable(table, &mut |key, value| {
+            while let Some((over, value)) = changed.next_if(|(over, _)| **over < *key) {
+                value.iter().for_each(|value| visit(&over, value));
+            }
+            if changed.peek().is_none_or(|(over, _)| **over != *key) {
+                visit(key, value);
+            }
+        })?;
+        changed.for_each(|(key, value)| value.iter().for_each(|value| visit(&key, value)));
+        Ok(())
+    }
+
+    /// What was noted with the changes that opening replayed, in order.
+    pub fn take_replayed_notes(&self) -> Vec<Box<[u8]>> {
+        std::mem::take(&mut *self.replayed_notes.lock())
     }
 
     /// Keeps slots that are looked up from now on from being written again.

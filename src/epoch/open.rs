@@ -2,18 +2,21 @@
 
 use super::commit::space_key;
 use super::delta;
+use super::log::{self as ring, Log, log_bytes_for};
 use super::nodes::NodeStore;
 use super::overlay::Overlay;
+use super::replay::{Replayed, replay};
 use super::superblocks::{self, Refused};
 use super::{Committer, Epochs, Error, OpenData, SlotDecoder, slots_of};
 use crate::format::record::Table;
 use crate::format::superblock::Superblock;
 use crate::format::{PAGE_BYTES, SEGMENT_BYTES, Slot, VolumeId, record};
 use crate::key::VolumeKeys;
-use crate::space::{Deferred, DurableBitmaps, PIECE_BYTES, Space, runs_of};
+use crate::space::{Deferred, DurableBitmaps, PIECE_BYTES, Space, is_full, runs_of};
 use crate::storage::{FileId, Storage};
 use crate::tree::{self, Root};
 use parking_lot::{Mutex, RwLock};
+use std::collections::BTreeSet;
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -45,6 +48,10 @@ pub struct OpenReport {
     pub clean: bool,
     /// Superblocks that could not be used, each with the reason.
     pub refused: Vec<(FileId, String)>,
+    /// Changes after the last epoch that the log had.
+    pub replayed: u64,
+    /// Changes in the log whose contents had not reached the disk, and that nobody had synced.
+    pub dropped: u64,
     /// The two superblocks are not consecutive: one was put back from an older copy.
     pub superblock_replayed: bool,
 }
@@ -81,7 +88,8 @@ pub enum OpenError {
 }
 
 impl Epochs {
-    /// Makes the superblocks of a new, empty volume. `config_digest` is that of its `atrest.json`.
+    /// Makes the log and the superblocks of a new, empty volume. `config_digest` is that of its
+    /// `atrest.json`, `log_bytes` the length of its log; see [`super::log_bytes_for`].
     ///
     /// # Errors
     /// If the storage fails.
@@ -90,7 +98,9 @@ impl Epochs {
         keys: &VolumeKeys,
         volume_id: VolumeId,
         config_digest: [u8; 32],
+        log_bytes: u64,
     ) -> io::Result<()> {
+        ring::create(storage, log_bytes)?;
         for file in [FileId::SuperA, FileId::SuperB] {
             storage.create(file)?;
         }
@@ -102,6 +112,7 @@ impl Epochs {
                 clean: true,
                 config_digest,
                 config_digest_next: None,
+                log: Some(ring::fresh_start(keys, 0, log_bytes)),
                 committed: 0,
             };
             superblocks::write(storage, keys, volume_id, &superblock)?;
@@ -122,28 +133,24 @@ impl Epochs {
         decode_slots: SlotDecoder,
     ) -> Result<(Self, OpenReport), OpenError> {
         let (newest, older, mut report) = choose(&*storage, &keys, volume_id)?;
-        let known = newest.config_digest == config_digest
-            || newest.config_digest_next == Some(config_digest);
-        if !known {
+        if !newest.knows(config_digest) {
             return Err(OpenError::ConfigReplaced);
         }
-        let nodes = NodeStore::new(
-            storage.clone(),
-            keys.clone(),
-            volume_id,
-            options.node_cache_bytes,
-            options.read_only,
-        );
+        let OpenOptions { read_only, node_cache_bytes, .. } = *options;
+        let nodes =
+            NodeStore::new(storage.clone(), keys.clone(), volume_id, node_cache_bytes, read_only);
         let Found { superblock: newest, bitmaps, delta, used, kept, space_damage } =
-            find_whole(&nodes, newest, older, options.read_only, &mut report)?;
+            find_whole(&nodes, newest, older, read_only, &mut report)?;
+        let (log, replayed) = match space_damage {
+            None => open_log(&storage, &keys, volume_id, &newest, &used, read_only)?,
+            // Nothing is written, and where is not known.
+            Some(_) => (Log::none(&storage, &keys, volume_id), Replayed::default()),
+        };
+        (report.replayed, report.dropped) = (replayed.changes, replayed.dropped);
         let segments = storage
             .segments()
             .map_err(|source| OpenError::Storage { op: "listing segments", source })?;
-        let reserve = reserve_slots(&*storage)?;
-        let known_segments: std::collections::BTreeSet<u32> =
-            segments.iter().copied().chain(used.segments()).collect();
-        let known_segments: Vec<u32> = known_segments.into_iter().collect();
-        let space = Space::new(storage.clone(), &used, &known_segments, reserve, options.first_fit);
+        let space = open_space(&storage, used, &segments, &replayed.slots, options)?;
         let deferred = Deferred::new(newest.sequence + 1);
         deferred.push(newest.sequence, runs_of(kept));
         let root = newest.root.map(|(pointer, level)| Root { pointer, level });
@@ -160,18 +167,24 @@ impl Epochs {
             root: RwLock::new(root),
             durable: AtomicU64::new(newest.sequence),
             committer: Mutex::new(Committer { bitmaps, delta, superblock: newest, lossy: 0 }),
+            log,
+            begun: AtomicBool::new(false),
+            replayed_notes: Mutex::default(),
+            directory_sync: Mutex::default(),
+            segment_syncs: Default::default(),
             full: AtomicBool::new(false),
             last_reclaim: Mutex::new(None),
             lost: Mutex::default(),
             poisoned: OnceLock::new(),
-            read_only: options.read_only,
+            read_only,
             space_damage: space_damage.map(|error| chain(&error)),
             on_pressure: Mutex::new(None),
             pressed: AtomicBool::new(false),
             on_seal: Mutex::new(None),
             decode_slots,
         };
-        if !options.read_only {
+        epochs.take_replayed(replayed);
+        if !read_only {
             epochs.restore_segments(&segments)?;
             epochs.prepare_reserve();
         }
@@ -180,6 +193,24 @@ impl Epochs {
 }
 
 impl Epochs {
+    /// Makes what the log said the open epoch.
+    fn take_replayed(&self, replayed: Replayed) {
+        if replayed.changes + replayed.dropped > 0 {
+            log::info!(
+                "the volume was not unmounted in order; changes found in the log: {}, changes \
+                 that had not reached the disk: {}",
+                replayed.changes,
+                replayed.dropped
+            );
+        }
+        for (key, value) in replayed.puts {
+            self.overlay.put(key, value);
+        }
+        let mut open = self.open.lock();
+        runs_of(replayed.slots).into_iter().for_each(|run| open.refer_to(run));
+        *self.replayed_notes.lock() = replayed.notes;
+    }
+
     /// Makes segments that are missing anew, so that they can be written to; what they held is
     /// lost. `existing` are those that are not.
     fn restore_segments(&self, existing: &[u32]) -> Result<(), OpenError> {
@@ -362,6 +393,71 @@ fn fold(bitmaps: &mut DurableBitmaps, delta: &delta::Delta) {
     }
     for slot in slots_of(&delta.used) {
         bitmaps.set(slot, true);
+    }
+}
+
+/// Replays the log and makes it ready for more.
+fn open_log(
+    storage: &Arc<dyn Storage>,
+    keys: &Arc<VolumeKeys>,
+    volume_id: VolumeId,
+    newest: &Superblock,
+    used: &DurableBitmaps,
+    read_only: bool,
+) -> Result<(Log, Replayed), OpenError> {
+    let replayed = match newest.log {
+        Some(start) => replay(&**storage, keys, volume_id, start, used)
+            .map_err(|source| OpenError::Storage { op: "replaying the log", source })?,
+        None => Replayed::default(),
+    };
+    if read_only {
+        return Ok((Log::none(storage, keys, volume_id), replayed));
+    }
+    let capacity = prepare_log(&**storage, newest.log.map(|log| log.capacity))?;
+    let tail = newest.log.map_or(0, |log| log.position);
+    let (ring, open) = ((tail, replayed.end.max(tail)), newest.sequence + 1);
+    Ok((Log::new(storage, keys, volume_id, capacity, ring, open), replayed))
+}
+
+/// The allocator, for which the slots that the log refers to are in use, too.
+fn open_space(
+    storage: &Arc<dyn Storage>,
+    mut used: DurableBitmaps,
+    existing: &[u32],
+    logged: &[Slot],
+    options: &OpenOptions,
+) -> Result<Space, OpenError> {
+    for &slot in logged {
+        used.set(slot, true);
+    }
+    let segments: BTreeSet<u32> = existing.iter().copied().chain(used.segments()).collect();
+    let segments: Vec<u32> = segments.into_iter().collect();
+    let reserve = reserve_slots(&**storage)?;
+    Ok(Space::new(storage.clone(), &used, &segments, reserve, options.first_fit))
+}
+
+/// Sees to it that the file `log` is there. `capacity` is what the superblock says, if it knows
+/// one. Returns its length: 0 if the disk has no space for it.
+fn prepare_log(storage: &dyn Storage, capacity: Option<u64>) -> Result<u64, OpenError> {
+    let failed = |op| move |source| OpenError::Storage { op, source };
+    let found = storage.length(FileId::Log).map_err(failed("looking for the log"))?;
+    let disk = storage.capacity().map_err(failed("asking for the disk's size"))?;
+    let wanted = capacity.unwrap_or_else(|| log_bytes_for(disk.total_bytes));
+    if found.is_some_and(|bytes| bytes >= wanted) {
+        return Ok(wanted);
+    }
+    if capacity.is_some() {
+        log::error!(
+            "the log is missing or too short: what was synced after the last epoch, a few seconds \
+             at most, may be lost"
+        );
+    }
+    match ring::create(storage, wanted).and_then(|()| storage.sync_directory()) {
+        Err(error) if is_full(&error) => {
+            log::warn!("there is no space for the log: every fsync ends an epoch");
+            Ok(0)
+        }
+        made => made.map(|()| wanted).map_err(failed("making the log")),
     }
 }
 

@@ -102,6 +102,21 @@ impl Overlay {
         Window { records, cut }
     }
 
+    /// What the overlay says about a whole table, in key order.
+    pub(super) fn of_table(&self, table: u8) -> BTreeMap<Key, Value> {
+        let mut records = BTreeMap::new();
+        let (from, to) = ([table], [table + 1]);
+        let bounds = (Bound::Included(&from[..]), Bound::Excluded(&to[..]));
+        for shard in &self.shards {
+            let shard = shard.read();
+            for epoch in [&*shard.sealed, &shard.open] {
+                let found = epoch.range::<[u8], _>(bounds);
+                records.extend(found.map(|(key, value)| (key.clone(), value.clone())));
+            }
+        }
+        records
+    }
+
     /// Makes the open epoch the sealed one. The caller holds the gate alone, and the sealed epoch
     /// is empty.
     pub(super) fn seal(&self) {

@@ -5,6 +5,7 @@
 //! byte order is numeric order.
 
 pub mod config;
+pub mod log;
 pub mod map;
 pub mod node;
 pub mod record;

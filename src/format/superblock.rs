@@ -1,5 +1,6 @@
 //! Superblocks: the sealed root of everything.
 
+use super::log::{BLOCK_BYTES, LogStart};
 use super::{FORMAT_VERSION, NodePointer, PAGE_BYTES, VolumeId};
 
 /// What a superblock says, once it has been authenticated.
@@ -19,8 +20,11 @@ use super::{FORMAT_VERSION, NodePointer, PAGE_BYTES, VolumeId};
 ///     52    4 reserved                        64   52 pointer to the space delta
 ///     56   16 tag of the body                116   32 digest of the configuration
 ///     72    8 reserved                       148   32 digest of the next configuration, or zeros
-///     80 4016 sealed body                    180    8 log: first byte of the first record
-///                                            188   32 log: chain value there
+///     80 4016 sealed body                    180    8 log: position of the first record
+///                                            188    8 log: length of the file, 0 if there is none
+///                                            196   16 log: salt
+///                                            212    4 log: key epoch
+///                                            216    4 reserved
 ///                                            220    8 commit time, seconds since 1970
 ///                                            228  256 freshness anchors (zeros in version 1)
 ///                                            484 3532 reserved
@@ -39,6 +43,8 @@ pub struct Superblock {
     pub config_digest: [u8; 32],
     /// SHA-256 of the `atrest.json` that is about to replace it.
     pub config_digest_next: Option<[u8; 32]>,
+    /// Where the log of what comes after it begins.
+    pub log: Option<LogStart>,
     /// When it was committed, in seconds since 1970.
     pub committed: u64,
 }
@@ -123,6 +129,11 @@ impl Header {
 }
 
 impl Superblock {
+    /// Whether a configuration with that digest is one that it expects.
+    pub fn knows(&self, digest: [u8; 32]) -> bool {
+        self.config_digest == digest || self.config_digest_next == Some(digest)
+    }
+
     /// Encodes the body, before sealing.
     pub fn encode(&self) -> Box<[u8; BODY_BYTES]> {
         let mut bytes = Box::new([0; BODY_BYTES]);
@@ -141,6 +152,12 @@ impl Superblock {
         if let Some(digest) = &self.config_digest_next {
             bytes[148..180].copy_from_slice(digest);
         }
+        if let Some(log) = &self.log {
+            bytes[180..188].copy_from_slice(&log.position.to_le_bytes());
+            bytes[188..196].copy_from_slice(&log.capacity.to_le_bytes());
+            bytes[196..212].copy_from_slice(&log.salt);
+            bytes[212..216].copy_from_slice(&log.key_epoch.to_le_bytes());
+        }
         bytes[220..228].copy_from_slice(&self.committed.to_le_bytes());
         bytes
     }
@@ -153,6 +170,12 @@ impl Superblock {
         let long = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
         let pointer =
             |at: usize| NodePointer::decode(bytes[at..at + 52].try_into().expect("52 bytes"));
+        let log = LogStart {
+            position: long(180),
+            capacity: long(188),
+            salt: bytes[196..212].try_into().expect("16 bytes"),
+            key_epoch: u32::from_le_bytes(bytes[212..216].try_into().expect("4 bytes")),
+        };
         let next: [u8; 32] = bytes[148..180].try_into().expect("32 bytes");
         let superblock = Self {
             sequence: long(0),
@@ -161,9 +184,11 @@ impl Superblock {
             clean: bytes[11] == 1,
             config_digest: bytes[116..148].try_into().expect("32 bytes"),
             config_digest_next: (next != [0; 32]).then_some(next),
+            log: (log.capacity != 0).then_some(log),
             committed: long(220),
         };
-        if *superblock.encode() != *bytes {
+        let blocks = [log.position, log.capacity].map(|bytes| bytes % BLOCK_BYTES);
+        if *superblock.encode() != *bytes || blocks != [0; 2] {
             return Err(SuperblockError::Reserved);
         }
         Ok(superblock)
@@ -190,6 +215,7 @@ mod tests {
             clean: true,
             config_digest: [1; 32],
             config_digest_next: None,
+            log: Some(LogStart { position: 8192, capacity: 65_536, key_epoch: 1, salt: [7; 16] }),
             committed: 1_800_000_000,
         }
     }

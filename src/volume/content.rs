@@ -3,6 +3,7 @@
 use super::data_keys::chunk_of;
 use super::{Error, FILE_BYTES_MAX, INLINE_BYTES_MAX, Volume};
 use crate::crypto::Cipher;
+use crate::format::log::page_sum;
 use crate::format::map::{PageMap, PagePointer};
 use crate::format::record::Inode;
 use crate::format::{FORMAT_VERSION, PAGE_BYTES, RUN_PAGES, Slot};
@@ -30,6 +31,8 @@ pub(super) struct Placed {
     first_page: u64,
     pub(super) pages: Vec<PagePointer>,
     pub(super) runs: Vec<SlotRun>,
+    /// Sums of the sealed pages, for the log.
+    pub(super) sums: Vec<u64>,
 }
 
 impl Volume {
@@ -331,7 +334,8 @@ impl Volume {
             for (pointer, slot) in pages.iter_mut().zip(slots) {
                 pointer.slot = slot;
             }
-            Ok(Placed { first_page, pages, runs })
+            let sums = sealed.chunks_exact(PAGE_BYTES).map(page_sum).collect();
+            Ok(Placed { first_page, pages, runs, sums })
         })
     }
 
@@ -444,7 +448,7 @@ impl Volume {
         inode.size = inode.size.max(end.unwrap_or(0));
         touch(&mut inode);
         change.put_inode(ino, &inode);
-        change.refer_to(&placed.runs);
+        change.refer_to(&placed.runs, &placed.sums);
         change.note_freed(replaced);
         Ok(())
     }

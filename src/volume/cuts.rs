@@ -20,11 +20,11 @@ pub(super) struct Cuts {
 }
 
 impl Cuts {
-    /// Reads the marks of the durable tree. `read_only`: damage is passed over, at the price that
+    /// Reads the marks. `read_only`: damage is passed over, at the price that
     /// what was cut off of a file lately may be read as it was before.
     pub(super) fn load(epochs: &Epochs, read_only: bool) -> Result<Self, crate::epoch::Error> {
         let mut inodes = BTreeMap::new();
-        let whole = epochs.scan_durable(Table::Cut, &mut |key, value| {
+        let whole = epochs.scan(Table::Cut, &mut |key, value| {
             if let Some(range) = decode(key, value) {
                 inodes.entry(record::owner(key)).or_insert_with(Ranges::new).push(range);
             }

@@ -12,7 +12,7 @@ mod records;
 mod resize;
 mod scan;
 
-pub use crate::epoch::{OpenError, OpenOptions, OpenReport};
+pub use crate::epoch::{OpenError, OpenOptions, OpenReport, log_bytes_for};
 pub use check::{CheckOptions, CheckReport, Progress, Stage};
 pub use records::Change;
 
@@ -132,6 +132,12 @@ impl From<Counters> for Live {
 }
 
 impl Live {
+    /// What the log remembers with a change: the next inode number, the next cookie, and how many
+    /// inodes came or went.
+    fn note(&self, inodes: i64) -> [u8; Counters::LEN] {
+        Counters { inodes: inodes as u64, ..self.counters() }.encode()
+    }
+
     fn counters(&self) -> Counters {
         Counters {
             next_ino: self.next_ino.load(Ordering::Relaxed),
@@ -173,8 +179,9 @@ pub struct Volume {
 pub struct InodeLocks<'a>(#[allow(dead_code)] Vec<MutexGuard<'a, ()>>);
 
 impl Volume {
-    /// Makes a new, empty volume in `storage`, which is empty but for `config`, the bytes of
-    /// `atrest.json`. The root directory is for the caller to make.
+    /// Makes a new, empty volume in `storage`, which is empty; `config` are the bytes of its
+    /// `atrest.json`, `log_bytes` is the length of its log (see [`log_bytes_for`]). The root
+    /// directory is for the caller to make.
     ///
     /// # Errors
     /// If the storage fails.
@@ -183,8 +190,9 @@ impl Volume {
         keys: &VolumeKeys,
         volume_id: VolumeId,
         config: &[u8],
+        log_bytes: u64,
     ) -> io::Result<()> {
-        Epochs::create(storage, keys, volume_id, kdf::digest(config))?;
+        Epochs::create(storage, keys, volume_id, kdf::digest(config), log_bytes)?;
         storage.replace_config(config)
     }
 
@@ -345,16 +353,19 @@ impl Volume {
         if self.read_only {
             return Ok(());
         }
-        Ok(self.epochs.sync()?)
+        Ok(self.epochs.sync_epoch()?)
     }
 
-    /// As [`Volume::sync`], and fails if anything of this inode could not be made durable since the
-    /// volume was opened.
+    /// Returns when everything that happened so far is durable, by a flush of the log. Fails if
+    /// anything of this inode could not be made durable since the volume was opened.
     ///
     /// # Errors
     /// If not everything of it is durable.
     pub fn sync_file(&self, ino: u64) -> Result<(), Error> {
-        self.sync()?;
+        if self.read_only {
+            return Ok(());
+        }
+        self.epochs.sync()?;
         if self.epochs.has_lost(ino) { Err(epoch::Error::Lost.into()) } else { Ok(()) }
     }
 
@@ -423,10 +434,16 @@ fn slot_decoder(cipher: Cipher) -> SlotDecoder {
 
 fn load_counters(epochs: &Epochs) -> Result<Live, OpenError> {
     let stored = epochs.get(&record::key(Table::Counters, 0, &[]))?;
-    let counters = match stored {
+    let mut counters = match stored {
         Some(value) => Counters::decode(&value)
             .map_err(|record::RecordError(what)| OpenError::Malformed(what))?,
         None => Counters { next_ino: INO_FIRST, next_cookie: COOKIE_FIRST, inodes: 0 },
     };
+    for note in epochs.take_replayed_notes() {
+        let note = Counters::decode(&note).map_err(|_| OpenError::Malformed("note in the log"))?;
+        counters.next_ino = counters.next_ino.max(note.next_ino);
+        counters.next_cookie = counters.next_cookie.max(note.next_cookie);
+        counters.inodes = counters.inodes.wrapping_add(note.inodes);
+    }
     Ok(Live::from(counters))
 }

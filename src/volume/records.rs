@@ -21,6 +21,15 @@ pub type VisitEntry<'a> = dyn FnMut(u64, u64, u8, &[u8]) -> bool + 'a;
 pub struct Change<'a> {
     inner: epoch::Change<'a>,
     live: &'a Live,
+    inodes: i64,
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        if !self.inner.is_empty() {
+            self.inner.note(&self.live.note(self.inodes));
+        }
+    }
 }
 
 impl Volume {
@@ -40,7 +49,7 @@ impl Volume {
             }
             change => change?,
         };
-        Ok(Change { inner, live: &self.live })
+        Ok(Change { inner, live: &self.live, inodes: 0 })
     }
 
     /// The record of an inode.
@@ -125,7 +134,7 @@ impl Volume {
     /// Inodes that have no name and were not yet discarded (found at opening).
     pub fn orphans(&self) -> Result<Vec<u64>, Error> {
         let mut inos = Vec::new();
-        self.epochs.scan_durable(Table::Orphan, &mut |key, _| inos.push(record::owner(key)))?;
+        self.epochs.scan(Table::Orphan, &mut |key, _| inos.push(record::owner(key)))?;
         Ok(inos)
     }
 
@@ -234,6 +243,7 @@ impl Change<'_> {
     /// Counts inodes that come (+1) and go (-1).
     pub fn count_inodes(&mut self, by: i64) {
         self.live.inodes.fetch_add(by as u64, Ordering::Relaxed);
+        self.inodes += by;
     }
 
     pub(super) fn put(&mut self, key: Box<[u8]>, value: &[u8]) {
@@ -263,8 +273,8 @@ impl Change<'_> {
         self.inner.note_freed(pages);
     }
 
-    pub(super) fn refer_to(&mut self, runs: &[SlotRun]) {
-        self.inner.refer_to(runs);
+    pub(super) fn refer_to(&mut self, runs: &[SlotRun], sums: &[u64]) {
+        self.inner.refer_to(runs, sums);
     }
 }
 

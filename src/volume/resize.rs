@@ -20,6 +20,8 @@ struct Edit {
     maps: BTreeMap<u64, PageMap>,
     /// Slots of pages that were sealed anew, to which the maps refer.
     runs: Vec<SlotRun>,
+    /// Sums of these pages.
+    sums: Vec<u64>,
     /// Whole runs whose records go now.
     gone: Vec<u64>,
     /// Whole runs that are marked dead.
@@ -185,6 +187,7 @@ impl Volume {
         let placed = self.place(ino, page, &content)?;
         *pointer = placed.pages.first().copied();
         edit.runs.extend(placed.runs);
+        edit.sums.extend(placed.sums);
         edit.maps.insert(run, map);
         Ok(())
     }
@@ -250,7 +253,7 @@ impl Volume {
         if let Some((from, to)) = edit.cut {
             self.cuts.add(ino, from, to, change);
         }
-        change.refer_to(&edit.runs);
+        change.refer_to(&edit.runs, &edit.sums);
         inode.pages = inode.pages.saturating_sub(edit.pages);
         change.note_freed(edit.pages);
     }

@@ -132,7 +132,7 @@ impl Scenario {
         let (id, cipher) = (VolumeId(ID), Cipher::Aes256Gcm);
         let (config, keys) = VolumeKeys::create(id, cipher, &*provider).unwrap();
         let storage = OsStorage::create(path).unwrap();
-        Volume::create(&storage, &keys, id, config.bytes()).unwrap();
+        Volume::create(&storage, &keys, id, config.bytes(), 256 << 10).unwrap();
         let (storage, keys, options) = (Arc::new(storage), Arc::new(keys), OpenOptions::default());
         let opened = Volume::open(storage, keys, id, cipher, config.bytes(), &options);
         let (volume, _) = opened.unwrap();

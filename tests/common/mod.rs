@@ -8,6 +8,9 @@ use atrest::storage::Storage;
 use atrest::volume::{OpenError, OpenOptions, OpenReport, Volume};
 use std::sync::Arc;
 
+/// Length of a volume's log: small, so that tests come to its end.
+pub const LOG_BYTES: u64 = 256 << 10;
+
 /// A KEK in memory.
 pub struct TestKek(Secret);
 
@@ -67,7 +70,7 @@ impl Volumes {
 
     /// Makes a volume with a root directory in an empty storage, and closes it.
     pub fn create(&self, storage: &Arc<dyn Storage>) {
-        Volume::create(&**storage, &self.keys, self.id, &self.config).expect("create");
+        Volume::create(&**storage, &self.keys, self.id, &self.config, LOG_BYTES).expect("create");
         let volume = self.open(storage).expect("open");
         atrest::fs::volume::make_root(&volume, 0, 0, 0o755).expect("root directory");
         volume.close().expect("close");

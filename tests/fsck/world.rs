@@ -177,7 +177,7 @@ impl World {
             change.put(&**key, value.as_deref().map(Arc::from));
         }
         drop(change);
-        epochs.sync().expect("commit");
+        epochs.sync_epoch().expect("commit");
     }
 
     /// The stored value of a record.

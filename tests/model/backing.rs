@@ -11,6 +11,7 @@ use atrest::key::{ProviderOptions, VolumeKeys, provider_from_uri};
 use atrest::storage::sim::SimDisk;
 use atrest::volume::Volume;
 
+const LOG_BYTES: u64 = 256 << 10;
 const VOLUME: VolumeId = VolumeId([7; 16]);
 
 pub struct Backing {
@@ -34,7 +35,7 @@ impl Backing {
             VolumeKeys::create(VOLUME, cipher, &*provider).expect("the store is writable");
         let disk = SimDisk::new();
         disk.stop_recording();
-        Volume::create(&disk, &keys, VOLUME, config.bytes()).expect("the disk is empty");
+        Volume::create(&disk, &keys, VOLUME, config.bytes(), LOG_BYTES).expect("the disk is empty");
         let config = config.bytes().to_vec();
         let backing = Self { disk: Arc::new(disk), keys: Arc::new(keys), cipher, config };
         let volume = backing.open_volume();

@@ -1,0 +1,107 @@
+//! Making everything that happened so far durable with one flush of the log.
+
+use super::commit::storage_error;
+use super::log::Unsynced;
+use super::{Epochs, Error};
+use crate::format::{PAGE_BYTES, Slot};
+use crate::storage::FileId;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+impl Epochs {
+    /// Returns when every change made before the call is durable.
+    ///
+    /// # Crash argument
+    /// 1. Every change is in the log before the call, in order; so a prefix of the log is a state
+    ///    that the volume was in.
+    /// 2. The pages that these changes refer to become durable before the mark that says so is
+    ///    flushed: in their slots, or in the log in front of the mark.
+    /// 3. The flush makes the log durable up to the mark. It writes no block that an earlier flush
+    ///    wrote, so it cannot tear what is durable already.
+    ///
+    /// With 2 after 3, a crash between them leaves a mark that promises pages which are not there.
+    ///
+    /// # Errors
+    /// [`Error::Poisoned`] if that cannot be; the volume then has to be opened again.
+    /// [`Error::NoSpace`] if it cannot be now: everything stays in memory, and the next attempt may
+    /// succeed. [`Error::Lost`] if everything is durable but what belongs into a damaged node.
+    pub fn sync(&self) -> Result<(), Error> {
+        self.check_writable()?;
+        match self.log.head() {
+            Some(position) => self.flush_through(position),
+            None => self.sync_epoch(),
+        }
+    }
+
+    /// As [`Epochs::sync`], by ending the epoch.
+    ///
+    /// # Errors
+    /// As [`Epochs::sync`].
+    pub fn sync_epoch(&self) -> Result<(), Error> {
+        let open = *self.gate.read();
+        self.commit_through(open)
+    }
+
+    fn flush_through(&self, position: u64) -> Result<(), Error> {
+        let _flusher = self.log.lock_flusher();
+        // Whoever failed while this one waited may have lost what this one needs.
+        self.check_writable()?;
+        if self.log.is_durable(position) {
+            return Ok(());
+        }
+        let unsynced = self.log.take_unsynced();
+        let images = match self.read_images(&unsynced) {
+            Some(images) => images,
+            None => {
+                self.sync_segments(&unsynced.segments()).map_err(|error| self.poison(error))?;
+                BTreeMap::new()
+            }
+        };
+        match self.log.flush(unsynced.through, &images) {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                self.log.return_unsynced(unsynced);
+                self.sync_epoch()
+            }
+            Err(source) => Err(self.poison(storage_error("sync of the log", source))),
+        }
+    }
+
+    /// The contents of slots that were just written, if they are few. `None` also if one cannot be
+    /// read: then syncing its segment says what is wrong.
+    fn read_images(&self, unsynced: &Unsynced) -> Option<BTreeMap<Slot, Vec<u8>>> {
+        if !unsynced.fit() {
+            return None;
+        }
+        let mut images = BTreeMap::new();
+        for run in unsynced.runs() {
+            let mut bytes = vec![0; run.count as usize * PAGE_BYTES];
+            let (file, offset) = (FileId::Segment(run.first.segment()), run.first.offset());
+            self.storage.read_at(file, offset, &mut bytes).ok()?;
+            let slots = (run.first.0..).map(Slot);
+            images.extend(slots.zip(bytes.chunks_exact(PAGE_BYTES).map(<[u8]>::to_vec)));
+        }
+        Some(images)
+    }
+
+    /// Syncs segments, and the directory if one of them is new. One sync of a segment is under way
+    /// at a time: an error is reported to one of two only.
+    pub(super) fn sync_segments(&self, segments: &BTreeSet<u32>) -> Result<(), Error> {
+        {
+            let _directory = self.directory_sync.lock();
+            if self.space.take_directory_dirty() {
+                self.storage.sync_directory().map_err(|source| storage_error("sync", source))?;
+            }
+        }
+        for &segment in segments {
+            let _segment = self.segment_syncs[segment as usize % self.segment_syncs.len()].lock();
+            self.check_writable()?;
+            let failed = |source: io::Error| storage_error("sync", source);
+            self.storage.sync(FileId::Segment(segment)).map_err(|source| {
+                // Poisoned before the lock is released: the next sync of the segment would succeed.
+                self.poison(failed(source))
+            })?;
+        }
+        Ok(())
+    }
+}
