@@ -5,7 +5,7 @@
 
 use crate::common::Volumes;
 use crate::harness::{Crash, Settings, explore};
-use crate::script::{Op, Reached, Recording};
+use crate::script::{DISK_BYTES, Op, Reached, Recording};
 use crate::state::{Candidate, State, difference, look};
 use atrest::fs::volume::VolumeTree;
 use atrest::fs::{Caller, Tree};
@@ -42,6 +42,7 @@ struct Opened {
 
 /// Opens the volume as a mount does: with the configuration that is there.
 fn open(volumes: &Volumes, image: &Arc<SimDisk>) -> Result<Opened, String> {
+    image.set_capacity(DISK_BYTES);
     let storage: Arc<dyn Storage> = image.clone();
     let config = image.read_config().map_err(|error| format!("atrest.json: {error}"))?;
     let volumes = Volumes { config, ..volumes.clone() };

@@ -18,6 +18,9 @@ use std::sync::{Arc, OnceLock};
 
 const CALLER: Caller = Caller { uid: 1000, gid: 1000, umask: 0 };
 
+/// Size of the disks: small, so that opening a volume reserves little of them.
+pub const DISK_BYTES: u64 = 128 << 20;
+
 /// Where an operation works: a path from the root, without a leading slash.
 pub type Path = String;
 
@@ -180,6 +183,7 @@ fn base() -> &'static Base {
         let volumes = Volumes::new(Cipher::Aes256Gcm);
         let disk = Arc::new(SimDisk::new());
         disk.stop_recording();
+        disk.set_capacity(DISK_BYTES);
         let storage: Arc<dyn Storage> = disk.clone();
         volumes.create(&storage);
         Base { volumes, disk: disk.fork() }
