@@ -1,9 +1,12 @@
 //! Power loss at every storage operation: whatever subset of what was not synced reaches the disk,
 //! opening finds everything that was acknowledged, and exactly what once was.
 
-mod check;
 #[path = "../common/mod.rs"]
 mod common;
+
+mod applications;
+mod bounded;
+mod check;
 mod harness;
 mod matrix;
 mod script;

@@ -6,9 +6,10 @@
 
 use crate::check::{Dear, check};
 use crate::harness::{Explored, Settings, base_seed, explore, replay_line};
-use crate::script::{Recording, Script, record};
-use crate::scripts;
+use crate::script::{Op, Recording, Script, record};
 use crate::seam::Seam;
+use crate::{applications, bounded, scripts};
+use atrest::storage::sim::Random;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -16,6 +17,9 @@ use std::time::Instant;
 /// Images that a run must explore at least.
 const IMAGES_MIN: usize = 20_000;
 const IMAGES_MIN_FULL: usize = 200_000;
+/// Pairs of operations that a short run draws, and triples that a full one does.
+const BOUNDED_PAIRS: usize = 150;
+const BOUNDED_TRIPLES: usize = 2_000;
 /// Failures that are printed.
 const FAILURES_SHOWN: usize = 3;
 
@@ -32,10 +36,69 @@ struct Family {
 }
 
 fn families() -> Vec<Family> {
+    let full = is_full();
+    let random = &mut Random::new(base_seed());
     let few = Settings { samples: 24, quota: 60, tears: 1, ..Settings::new("") };
+    let fewer = Settings { samples: 8, quota: 8, ..few.clone() };
     let many = Settings { samples: 120, ..Settings::new("") };
-    let settings = if is_full() { many } else { few };
-    vec![Family { name: "written by hand", scripts: scripts::all_scripts(), settings }]
+    let (thorough, broad) = if full { (&many, &few) } else { (&few, &fewer) };
+    let mut twos = bounded::of_length_two(random);
+    if !full {
+        shuffle(&mut twos, random);
+        twos.truncate(BOUNDED_PAIRS);
+    }
+    let threes = if full { bounded::of_length_three(BOUNDED_TRIPLES, random) } else { Vec::new() };
+    let seeds = if full { 500 } else { 30 };
+    let seeds = (0..seeds).map(|number| base_seed() * 100_000 + number);
+    let written = scripts::all_scripts().into_iter().chain(applications::all_scripts());
+    let ended = written.clone().flat_map(|script| with_epochs(&script, random)).collect();
+    let family = |name, scripts, settings: &Settings| {
+        let settings = settings.clone();
+        Family { name, scripts, settings }
+    };
+    vec![
+        family("written by hand, and as applications do", written.collect(), thorough),
+        family("the same with epochs ending in between", ended, broad),
+        family("bounded, of one operation", bounded::of_length_one(), broad),
+        family("bounded, of two operations", twos, &fewer),
+        family("bounded, of three operations", threes, &fewer),
+        family("random", seeds.map(|seed| bounded::random(seed, 20)).collect(), broad),
+    ]
+}
+
+/// Copies of a script with an epoch that ends somewhere, or that is being made durable while
+/// operations of the script go on. A number of them in a full run, else one of each kind.
+fn with_epochs(script: &Script, random: &mut Random) -> Vec<Script> {
+    // One thread does all, so what is done within the end of an epoch must not wait for that.
+    if script.ops.len() > 40 || script.name.contains("large") || script.name.contains("log_") {
+        return Vec::new();
+    }
+    let mut copies = Vec::new();
+    for _ in 0..if is_full() { 8 } else { 1 } {
+        let at = random.below(script.ops.len() as u64) as usize;
+        let mut ended = script.clone();
+        ended.name = format!("{}-epoch-after-{at}", script.name);
+        ended.ops.insert(at + 1, Op::EpochEnd);
+        copies.push(ended);
+        let within = random.below(12);
+        let count = (1 + random.below(3) as usize).min(script.ops.len() - at);
+        let nested: Vec<Op> = script.ops[at..at + count].to_vec();
+        let waits = |op: &Op| matches!(op, Op::EpochEnd | Op::ReplaceConfig(_));
+        if nested.iter().any(waits) {
+            continue;
+        }
+        let mut around = script.clone();
+        around.name = format!("{}-epoch-around-{at}-{count}-at-{within}", script.name);
+        around.ops.splice(at..at + count, [Op::EpochEndAround(within, nested)]);
+        copies.push(around);
+    }
+    copies
+}
+
+fn shuffle(scripts: &mut [Script], random: &mut Random) {
+    for last in (1..scripts.len()).rev() {
+        scripts.swap(last, random.below(last as u64 + 1) as usize);
+    }
 }
 
 /// Runs a script and checks its images.

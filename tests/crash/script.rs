@@ -260,7 +260,7 @@ impl Runner {
         self.seam.under_way(number);
         let done = self.perform(op);
         let after = look(&self.tree).map_err(|error| format!("looking after it: {error}"))?;
-        let between = between(op, &before, &after);
+        let between = if done.is_ok() { between(op, &before, &after) } else { Vec::new() };
         let error = done.as_ref().err().map(ToString::to_string);
         if error.is_some() && !self.may_fail {
             return Err(error.unwrap_or_default());

@@ -472,6 +472,19 @@ fn space() -> Vec<Script> {
         many.push(write(&format!("file-{round}-3"), 1_000, 500, 0x80));
         many.push(if round % 3 == 1 { Op::EpochEnd } else { Op::Sync });
     }
+    // More than the log holds: it goes round, and what does not fit ends epochs.
+    let mut wrapping = Vec::new();
+    for round in 2..12u8 {
+        wrapping.extend([write("a", 4_096 * u64::from(round), 36_000, round), fsync("a")]);
+        wrapping.extend((round % 4 == 3).then_some(Op::EpochEnd));
+        wrapping.push(append("b", 700, round));
+    }
+    let mut overflowing = Vec::new();
+    for round in 2..8u8 {
+        let value = Op::SetXattr("a".into(), "user.large", 60_000, round);
+        overflowing.extend([value, append("b", 10, round), fsync("b")]);
+        overflowing.push(Op::SetXattr("b".into(), "user.larger", 65_000, round));
+    }
     let keep_size = true;
     vec![
         Script::new(
@@ -479,6 +492,8 @@ fn space() -> Vec<Script> {
             all([file("a", 8_192), file("b", 12_288)]),
             racing,
         ),
+        Script::new("log_goes_round", all([file("a", 8_192), file("b", 100)]), wrapping),
+        Script::new("log_overflows", all([file("a", 8_192), file("b", 100)]), overflowing),
         Script::new("unlink_and_reuse_of_space", vec![mkdir("d")], reused),
         Script::new("many_files_over_many_epochs", vec![], many),
         Script::new(
