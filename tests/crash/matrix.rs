@@ -20,6 +20,8 @@ const IMAGES_MIN_FULL: usize = 200_000;
 /// Pairs of operations that a short run draws, and triples that a full one does.
 const BOUNDED_PAIRS: usize = 150;
 const BOUNDED_TRIPLES: usize = 2_000;
+/// What is written within the end of an epoch, at most.
+const NESTED_BYTES_MAX: usize = 48 << 10;
 /// Failures that are printed.
 const FAILURES_SHOWN: usize = 3;
 
@@ -84,7 +86,10 @@ fn with_epochs(script: &Script, random: &mut Random) -> Vec<Script> {
         let count = (1 + random.below(3) as usize).min(script.ops.len() - at);
         let nested: Vec<Op> = script.ops[at..at + count].to_vec();
         let waits = |op: &Op| matches!(op, Op::EpochEnd | Op::ReplaceConfig(_));
-        if nested.iter().any(waits) {
+        // So much fits into the log; more would wait for the sync of a segment that is under way.
+        let synced = script.ops[..at].iter().rposition(Op::is_sync).map_or(0, |sync| sync + 1);
+        let bytes: usize = script.ops[synced..at + count].iter().map(bytes_of).sum();
+        if nested.iter().any(waits) || bytes > NESTED_BYTES_MAX {
             continue;
         }
         let mut around = script.clone();
@@ -93,6 +98,16 @@ fn with_epochs(script: &Script, random: &mut Random) -> Vec<Script> {
         copies.push(around);
     }
     copies
+}
+
+/// Bytes of whole pages that an operation writes, at most.
+fn bytes_of(op: &Op) -> usize {
+    match op {
+        Op::Write { length, .. } | Op::Append { length, .. } => length + 8_192,
+        Op::WriteKilling { length, .. } | Op::WriteOpen { length, .. } => length + 8_192,
+        Op::Copy { length, .. } => *length as usize + 8_192,
+        _ => 8_192,
+    }
 }
 
 fn shuffle(scripts: &mut [Script], random: &mut Random) {

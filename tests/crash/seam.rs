@@ -133,7 +133,8 @@ impl Seam {
         self.state.lock().fault_at
     }
 
-    /// Has `hook` called in front of a write or a sync, once so many of these were done.
+    /// Has `hook` called in front of a write or a sync, those of the log aside, once so many of
+    /// these were done.
     pub fn call_after(&self, operations: u64, hook: impl FnOnce() + Send + 'static) {
         self.state.lock().hook = Some((operations, Box::new(hook)));
     }
@@ -165,6 +166,13 @@ impl Seam {
         };
         if let Some((_, hook)) = hook {
             hook();
+        }
+    }
+
+    /// As [`Seam::count`]; the log is written with locks held that the hook may need.
+    fn count_of(&self, class: Class) {
+        if class != Class::Log {
+            self.count();
         }
     }
 
@@ -233,8 +241,8 @@ impl Storage for Seam {
     }
 
     fn write_at(&self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.count();
         let class = Class::of(file);
+        self.count_of(class);
         match self.wrong.filter(|_| self.armed.load(Ordering::Relaxed)) {
             Some(Wrong::DropWrite(of, every)) if of == class && self.is_turn(every) => Ok(()),
             Some(Wrong::HalfWrite(of, every)) if of == class && self.is_turn(every) => {
@@ -255,8 +263,8 @@ impl Storage for Seam {
     fn start_writeback(&self, _file: FileId, _offset: u64, _bytes: u64) {}
 
     fn sync(&self, file: FileId) -> io::Result<()> {
-        self.count();
         let class = Class::of(file);
+        self.count_of(class);
         if let Some(fate) = self.sync_fails() {
             self.disk.fail_sync(file, 0, fate);
         }
