@@ -3,12 +3,12 @@
 use super::delta::{self, Delta};
 use super::nodes::NodeWriter;
 use super::open::chain;
-use super::{Committer, Epochs, Error, OpenData, slots_of, superblocks};
+use super::{Committer, Epochs, Error, OpenData, superblocks};
 use crate::format::log::LogStart;
 use crate::format::record::{self, Table};
 use crate::format::superblock::Superblock;
 use crate::format::{NodePointer, Slot};
-use crate::space::{Class, PIECE_BYTES, is_full, runs_of};
+use crate::space::{Class, PIECE_BYTES, is_full, runs_of, slots_of};
 use crate::tree::{self, Change, Root};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

@@ -28,7 +28,7 @@ use crate::format::log::Item;
 use crate::format::record::Table;
 use crate::format::superblock::Superblock;
 use crate::key::VolumeKeys;
-use crate::space::{Deferred, DurableBitmaps, Pin, SlotRun, Space};
+use crate::space::{Deferred, DurableBitmaps, Pin, SlotRun, Space, slots_of};
 use crate::storage::Storage;
 use crate::tree::{self, Root, ValueRef};
 use delta::Delta;
@@ -37,7 +37,7 @@ use nodes::NodeStore;
 use overlay::Overlay;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use std::collections::BTreeSet;
-use std::ops::Deref;
+use std::ops::{ControlFlow, Deref};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -342,13 +342,25 @@ impl Epochs {
         table: Table,
         visit: &mut dyn FnMut(&[u8], &[u8]),
     ) -> Result<(), Error> {
+        self.scan_durable_from(&[table as u8], table, &mut |key, value| {
+            visit(key, value);
+            ControlFlow::Continue(())
+        })
+    }
+
+    /// As [`Epochs::scan_durable`], from a key of the table on, until `visit` breaks it off.
+    ///
+    /// # Errors
+    /// If the tree is damaged there.
+    pub fn scan_durable_from(
+        &self,
+        from: &[u8],
+        table: Table,
+        visit: &mut tree::Visit,
+    ) -> Result<(), Error> {
         let _pin = self.pin();
         let root = *self.root.read();
-        let (from, to) = ([table as u8], [table as u8 + 1]);
-        tree::range(&self.nodes, root.as_ref(), &from, &to, &mut |key, value| {
-            visit(key, value);
-            std::ops::ControlFlow::Continue(())
-        })?;
+        tree::range(&self.nodes, root.as_ref(), from, &[table as u8 + 1], visit)?;
         Ok(())
     }
 
@@ -449,7 +461,7 @@ impl Epochs {
                 merged.push((Key::from(key), Arc::from(value)));
             }
             if merged.len() < WINDOW_RECORDS {
-                return std::ops::ControlFlow::Continue(());
+                return ControlFlow::Continue(());
             }
             let mut next = key.to_vec();
             next.push(0);
@@ -457,13 +469,18 @@ impl Epochs {
                 merged.extend(value.map(|value| (Key::from(key), value)));
             }
             stopped = Some(next);
-            std::ops::ControlFlow::Break(())
+            ControlFlow::Break(())
         })?;
         if stopped.is_none() {
             merged.extend(overrides.filter_map(|(key, value)| value.map(|value| (key, value))));
         }
         let next = stopped.or_else(|| (end != to).then_some(end));
         Ok((merged, next))
+    }
+
+    /// Number of the open epoch.
+    pub fn open_epoch(&self) -> u64 {
+        *self.gate.read()
     }
 
     /// Number of the last durable epoch.
@@ -528,11 +545,4 @@ impl Epochs {
     pub fn superblock(&self) -> Superblock {
         self.committer.lock().superblock.clone()
     }
-}
-
-/// All slots of some runs.
-fn slots_of(runs: &[SlotRun]) -> impl Iterator<Item = crate::format::Slot> + '_ {
-    runs.iter().flat_map(|run| {
-        (0..u64::from(run.count)).map(|index| crate::format::Slot(run.first.0 + index))
-    })
 }

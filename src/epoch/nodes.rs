@@ -4,7 +4,7 @@ use crate::crypto::{Cipher, Nonce, PageKey, Tag, kdf};
 use crate::format::node::Node;
 use crate::format::{NodePointer, PAGE_BYTES, Slot, VolumeId};
 use crate::key::VolumeKeys;
-use crate::space::{Class, Purpose, Space, SpaceError};
+use crate::space::{Class, Purpose, Space, SpaceError, slots_of};
 use crate::storage::{FileId, Storage};
 use crate::tree::{Error, NodeSink, NodeSource};
 use lru::LruCache;
@@ -287,10 +287,7 @@ impl<'a> NodeWriter<'a> {
                         }
                     }
                 })?;
-            let all = runs
-                .iter()
-                .flat_map(|run| (0..u64::from(run.count)).map(|index| Slot(run.first.0 + index)));
-            slots[copy].extend(all);
+            slots[copy].extend(slots_of(&runs));
         }
         let [a, b] = slots;
         self.free_pairs.extend(a.into_iter().zip(b).map(|(a, b)| [a, b]));

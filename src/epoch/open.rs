@@ -7,12 +7,12 @@ use super::nodes::NodeStore;
 use super::overlay::Overlay;
 use super::replay::{Replayed, replay};
 use super::superblocks::{self, Refused};
-use super::{Committer, Epochs, Error, OpenData, SlotDecoder, slots_of};
+use super::{Committer, Epochs, Error, OpenData, SlotDecoder};
 use crate::format::record::Table;
 use crate::format::superblock::Superblock;
 use crate::format::{PAGE_BYTES, SEGMENT_BYTES, Slot, VolumeId, record};
 use crate::key::VolumeKeys;
-use crate::space::{Deferred, DurableBitmaps, PIECE_BYTES, Space, is_full, runs_of};
+use crate::space::{Deferred, DurableBitmaps, PIECE_BYTES, Space, is_full, runs_of, slots_of};
 use crate::storage::{FileId, Storage};
 use crate::tree::{self, Root};
 use parking_lot::{Mutex, RwLock};
@@ -52,6 +52,8 @@ pub struct OpenReport {
     pub replayed: u64,
     /// Changes in the log whose contents had not reached the disk, and that nobody had synced.
     pub dropped: u64,
+    /// A part of the log that had been synced is damaged; what came after it is lost.
+    pub log_damaged: bool,
     /// The two superblocks are not consecutive: one was put back from an older copy.
     pub superblock_replayed: bool,
 }
@@ -147,6 +149,7 @@ impl Epochs {
             Some(_) => (Log::none(&storage, &keys, volume_id), Replayed::default()),
         };
         (report.replayed, report.dropped) = (replayed.changes, replayed.dropped);
+        report.log_damaged = replayed.damaged;
         let segments = storage
             .segments()
             .map_err(|source| OpenError::Storage { op: "listing segments", source })?;
@@ -195,6 +198,12 @@ impl Epochs {
 impl Epochs {
     /// Makes what the log said the open epoch.
     fn take_replayed(&self, replayed: Replayed) {
+        if replayed.damaged {
+            log::error!(
+                "the log is damaged in the middle: what was synced after the last epoch, a few \
+                 seconds at most, is lost from there on"
+            );
+        }
         if replayed.changes + replayed.dropped > 0 {
             log::info!(
                 "the volume was not unmounted in order; changes found in the log: {}, changes \

@@ -33,6 +33,8 @@ pub(super) struct Replayed {
     pub(super) changes: u64,
     /// Changes whose contents did not reach the disk, and that nobody had synced.
     pub(super) dropped: u64,
+    /// A record is damaged that a flush had made durable.
+    pub(super) damaged: bool,
 }
 
 /// A record that authenticates.
@@ -69,12 +71,12 @@ pub(super) fn replay(
     used: &DurableBitmaps,
 ) -> io::Result<Replayed> {
     let reader = Reader { storage, keys, volume_id, start };
-    let records = reader.read_records();
+    let (records, damaged) = reader.read_records();
     let flushed = records.iter().flat_map(items).fold(0, |flushed, item| {
         if let Item::Flushed { through } = item { flushed.max(through) } else { flushed }
     });
     let images = find_images(&records);
-    let mut replayed = Replayed { end: start.position, ..Replayed::default() };
+    let mut replayed = Replayed { end: start.position, damaged, ..Replayed::default() };
     let mut contents = BTreeMap::new();
     for (index, record) in records.iter().enumerate() {
         let pages = pages_of(record);
@@ -174,14 +176,15 @@ fn restore(storage: &dyn Storage, slot: Slot, bytes: &[u8]) -> io::Result<()> {
 }
 
 impl Reader<'_> {
-    fn read_records(&self) -> Vec<Parsed> {
+    /// All records up to the first that does not chain, and whether that one must have been there.
+    fn read_records(&self) -> (Vec<Parsed>, bool) {
         let mut records = Vec::new();
         let LogStart { position, salt, key_epoch, .. } = self.start;
         let mut key = sealing_key(self.keys, key_epoch, &salt);
         let (mut position, mut sequence, mut before) = (position, 0, salt);
         while let Some(known) = &key {
             let Some((header, items)) = self.read_record(known, position, sequence, &before) else {
-                break;
+                return (records, self.is_promised(known, position, sequence));
             };
             if Items::new(&items).any(|item| item.is_err()) {
                 log::error!("a record of the log is malformed; it is replayed up to there");
@@ -203,7 +206,36 @@ impl Reader<'_> {
             }
             records.push(record);
         }
-        records
+        (records, false)
+    }
+
+    /// Whether a record that does not authenticate is followed by a mark that says that it was
+    /// durable: then it is damaged, and not where the log ends. Found only if its header is whole.
+    fn is_promised(&self, key: &PageKey, mut position: u64, mut sequence: u64) -> bool {
+        let first = position;
+        let mut header = match self.read_header(position) {
+            Some(header) if header.sequence == sequence => header,
+            _ => return false,
+        };
+        loop {
+            position += header.record_bytes();
+            sequence += 1;
+            let next = self.read_record(key, position, sequence, &header.tag);
+            let Some((next, items)) = next else { return false };
+            let promised = |item| matches!(item, Ok(Item::Flushed { through }) if through > first);
+            if Items::new(&items).any(promised) {
+                return true;
+            }
+            header = next;
+        }
+    }
+
+    fn read_header(&self, position: u64) -> Option<Header> {
+        let mut bytes = [0; HEADER_BYTES];
+        self.read(position, &mut bytes)?;
+        let header = Header::decode(&bytes)?;
+        let end = position.checked_add(header.record_bytes())?;
+        (end - self.start.position <= self.start.capacity).then_some(header)
     }
 
     /// The record at a position, if it is one and continues what was before it.
@@ -214,13 +246,7 @@ impl Reader<'_> {
         sequence: u64,
         before: &[u8; 16],
     ) -> Option<(Header, Vec<u8>)> {
-        let mut bytes = [0; HEADER_BYTES];
-        self.read(position, &mut bytes)?;
-        let header = Header::decode(&bytes)?;
-        let end = position + header.record_bytes();
-        if header.sequence != sequence || end - self.start.position > self.start.capacity {
-            return None;
-        }
+        let header = self.read_header(position).filter(|header| header.sequence == sequence)?;
         let mut sealed = vec![0; header.length as usize];
         self.read(position + HEADER_BYTES as u64, &mut sealed)?;
         let mut items = vec![0; sealed.len()];

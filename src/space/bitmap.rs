@@ -39,6 +39,11 @@ impl Segment {
         self.used_count
     }
 
+    /// Slots that have blocks.
+    pub(super) fn backed(&self) -> u32 {
+        self.backed.iter().map(|word| word.count_ones()).sum()
+    }
+
     fn candidates(&self, word: usize, want: Want) -> u64 {
         let free = !self.used[word];
         match want {

@@ -30,6 +30,11 @@ pub struct SlotRun {
     pub count: u32,
 }
 
+/// All slots of some runs.
+pub fn slots_of(runs: &[SlotRun]) -> impl Iterator<Item = Slot> + '_ {
+    runs.iter().flat_map(|run| (run.first.0..run.first.0 + u64::from(run.count)).map(Slot))
+}
+
 /// What a slot is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
@@ -82,6 +87,10 @@ pub enum SpaceError {
 const BACKING_STEP_MAX: u64 = 2048;
 /// Free, backed runs of this many slots (1 MiB, aligned) are given back to the disk.
 const PUNCH_SLOTS: u32 = 256;
+/// A segment of whose slots with blocks less than one in so many is used is worth emptying.
+const SPARSE_RATIO: u32 = 4;
+/// And that many blocks must come back, so that moving pays: 4 MiB.
+const SPARSE_SLOTS_MIN: u32 = 1024;
 
 #[derive(Default)]
 struct ClassState {
@@ -97,6 +106,8 @@ struct Inner {
     classes: [ClassState; 3],
     used: u64,
     first_fit: bool,
+    /// A segment from which nothing is taken, because it is being emptied.
+    closed: Option<u32>,
 }
 
 /// The allocator.
@@ -329,7 +340,7 @@ impl Space {
 
     fn punch_window(&self, number: u32, first: u32) {
         let class = Class::of(number);
-        let keep = self.reserve * 2 + u64::from(PUNCH_SLOTS);
+        let keep = self.kept();
         let run = {
             let mut inner = self.inner.lock();
             if inner.classes[class as usize].backed_free < keep {
@@ -352,6 +363,38 @@ impl Space {
             }
         }
         inner.give_back(run);
+    }
+
+    /// Takes nothing from a segment until [`Space::reopen`].
+    pub fn close(&self, segment: u32) {
+        self.inner.lock().closed = Some(segment);
+    }
+
+    /// Takes from all segments again.
+    pub fn reopen(&self) {
+        self.inner.lock().closed = None;
+    }
+
+    /// A segment of contents that is nearly empty, but so scattered that its blocks cannot be given
+    /// back, and `but` is not to be.
+    pub fn sparse_segment(&self, but: &dyn Fn(u32) -> bool) -> Option<u32> {
+        let inner = self.inner.lock();
+        if inner.classes[Class::Data as usize].backed_free < self.kept() {
+            return None;
+        }
+        let sparse = inner.segments.iter().filter(|(number, segment)| {
+            let (used, backed) = (segment.used(), segment.backed());
+            Class::of(**number) == Class::Data
+                && used > 0
+                && used.saturating_mul(SPARSE_RATIO) < backed
+                && backed - used >= SPARSE_SLOTS_MIN
+        });
+        sparse.map(|(&number, _)| number).find(|&number| !but(number))
+    }
+
+    /// Free slots of a class that keep their blocks.
+    fn kept(&self) -> u64 {
+        self.reserve * 2 + u64::from(PUNCH_SLOTS)
     }
 
     /// Slots in use, and free slots that are backed.
@@ -466,7 +509,7 @@ impl Inner {
             segments
                 .range(range)
                 .map(|(&n, _)| n)
-                .filter(|&n| Class::of(n) == class)
+                .filter(|&n| Class::of(n) == class && self.closed != Some(n))
                 .collect::<Vec<_>>()
         };
         let mut order = numbers(start..=u32::MAX, &self.segments);

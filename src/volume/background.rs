@@ -1,13 +1,17 @@
 //! The thread that commits every few seconds and frees what was cut off.
 
-use super::Volume;
+use super::evacuate::Evacuation;
+use super::{Error, Volume};
 use parking_lot::{Condvar, Mutex};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Time between epochs while anything is dirty.
 const EPOCH_INTERVAL: Duration = Duration::from_secs(5);
+/// Pages that are moved out of nearly empty segments between two epochs: 16 MiB.
+const EVACUATED_PAGES: u64 = 4096;
 
 #[derive(Default)]
 struct Signal {
@@ -54,6 +58,7 @@ impl Background {
 }
 
 fn run(volume: &Weak<Volume>, signal: &(Mutex<Signal>, Condvar)) {
+    let mut sparse = Sparse::default();
     let mut deadline = Instant::now() + EPOCH_INTERVAL;
     // Not while mounting: giving much back takes its time.
     if let Some(volume) = volume.upgrade() {
@@ -76,10 +81,46 @@ fn run(volume: &Weak<Volume>, signal: &(Mutex<Signal>, Condvar)) {
         reap(&volume);
         // A failure is logged and remembered where it happens; whoever syncs next is told.
         let _ = volume.epochs.commit(&Default::default());
+        sparse.step(&volume);
         crate::sys::memory::trim_heap();
         deadline = Instant::now() + EPOCH_INTERVAL;
         if volume.cuts.first().is_some() {
             deadline = Instant::now();
+        }
+    }
+}
+
+/// Segments that are being emptied, one at a time.
+#[derive(Default)]
+struct Sparse {
+    current: Option<Evacuation>,
+    /// Segments of which something cannot be read.
+    given_up: BTreeSet<u32>,
+}
+
+impl Sparse {
+    /// Moves a bounded part of what is in a nearly empty segment.
+    fn step(&mut self, volume: &Volume) {
+        if volume.epochs.is_full() {
+            return;
+        }
+        if self.current.is_none() {
+            let sparse = volume.epochs.space.sparse_segment(&|n| self.given_up.contains(&n));
+            self.current = sparse.map(|segment| Evacuation::new(volume, segment));
+        }
+        let Some(current) = &mut self.current else { return };
+        match current.step(volume, EVACUATED_PAGES) {
+            Ok(false) => return,
+            Ok(true) => {}
+            // Space may come back; what cannot be read will not.
+            Err(Error::NoSpace) => {}
+            Err(error) => {
+                log::warn!("a nearly empty segment cannot be emptied: {error}");
+                self.given_up.insert(current.segment());
+            }
+        }
+        if let Some(current) = self.current.take() {
+            current.end(volume);
         }
     }
 }

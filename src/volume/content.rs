@@ -7,7 +7,7 @@ use crate::format::log::page_sum;
 use crate::format::map::{PageMap, PagePointer};
 use crate::format::record::Inode;
 use crate::format::{FORMAT_VERSION, PAGE_BYTES, RUN_PAGES, Slot};
-use crate::space::{Class, Purpose, SlotRun, SpaceError, is_full};
+use crate::space::{Class, Purpose, SlotRun, SpaceError, is_full, slots_of};
 use crate::storage::FileId;
 use std::cell::RefCell;
 use std::io;
@@ -328,9 +328,7 @@ impl Volume {
                 pages.push(PagePointer { slot: Slot(0), nonce, tag });
             }
             let runs = self.write_slots(ino, first_page, sealed)?;
-            let slots = runs
-                .iter()
-                .flat_map(|run| (0..u64::from(run.count)).map(|index| Slot(run.first.0 + index)));
+            let slots = slots_of(&runs);
             for (pointer, slot) in pages.iter_mut().zip(slots) {
                 pointer.slot = slot;
             }
@@ -340,7 +338,12 @@ impl Volume {
     }
 
     /// Writes sealed pages into free slots, into the reserve if they replace others.
-    fn write_slots(&self, ino: u64, first_page: u64, sealed: &[u8]) -> Result<Vec<SlotRun>, Error> {
+    pub(super) fn write_slots(
+        &self,
+        ino: u64,
+        first_page: u64,
+        sealed: &[u8],
+    ) -> Result<Vec<SlotRun>, Error> {
         let space = &self.epochs.space;
         let count = (sealed.len() / PAGE_BYTES) as u32;
         let write = |runs: Vec<SlotRun>| match self.write_runs(&runs, sealed) {

@@ -6,19 +6,20 @@ mod content;
 mod cuts;
 mod data_keys;
 mod discard;
+mod evacuate;
 pub mod inspect;
 mod path;
 mod records;
 mod resize;
 mod scan;
 
-pub use crate::epoch::{OpenError, OpenOptions, OpenReport, log_bytes_for};
+pub use crate::epoch::{CommitOptions, OpenError, OpenOptions, OpenReport, log_bytes_for};
 pub use check::{CheckOptions, CheckReport, Progress, Stage};
 pub use records::Change;
 
 use crate::crypto::random::NonceSequence;
 use crate::crypto::{Cipher, kdf};
-use crate::epoch::{self, CommitOptions, Epochs, SlotDecoder};
+use crate::epoch::{self, Epochs, SlotDecoder};
 use crate::format::map::PageMap;
 use crate::format::record::{self, Counters, Inode, Table, Timestamp};
 use crate::format::{PAGE_BYTES, VolumeId};

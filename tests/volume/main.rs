@@ -3,6 +3,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod evacuate;
 mod fsync;
 mod full;
 mod lost;
