@@ -6,6 +6,7 @@
 //! only the end of the epoch makes anything durable, until that epoch is.
 
 use crate::crypto::{Cipher, Nonce, PageKey, Tag, kdf, random};
+use crate::defect::{self, Defect};
 use crate::format::log::{BLOCK_BYTES, HEADER_BYTES, Header, Item, LogStart};
 use crate::format::{PAGE_BYTES, Slot, VolumeId};
 use crate::key::VolumeKeys;
@@ -126,6 +127,14 @@ pub(super) fn nonce(sequence: u64) -> Nonce {
     Nonce(bytes)
 }
 
+/// Where what follows a flush goes: never into a block that it wrote, which a crash might tear.
+pub(super) fn block_end(position: u64) -> u64 {
+    match defect::active(Defect::ShareBlock) {
+        true => position,
+        false => position.next_multiple_of(BLOCK_BYTES),
+    }
+}
+
 /// A place to start at in a log that has nothing to say.
 pub(super) fn fresh_start(keys: &VolumeKeys, position: u64, capacity: u64) -> LogStart {
     let mut salt = [0; 16];
@@ -195,8 +204,10 @@ impl Log {
             self.write(state.head, &record)
         };
         if !written {
-            state.region = None;
-            state.gap = state.gap.max(Some(epoch));
+            if !defect::active(Defect::IgnoreGap) {
+                state.region = None;
+                state.gap = state.gap.max(Some(epoch));
+            }
             return false;
         }
         region.sequence += 1;
@@ -228,6 +239,9 @@ impl Log {
             return None;
         }
         let mut state = self.state.lock();
+        if defect::active(Defect::SealForgetsPages) {
+            state.unsynced.clear();
+        }
         let mut start = fresh_start(&self.keys, 0, self.capacity);
         let mut items = Vec::new();
         Item::Sealed { key_epoch: start.key_epoch, salt: start.salt }.encode(&mut items);
@@ -281,7 +295,11 @@ impl Log {
     /// Takes what was written and not synced, for a flush.
     pub(super) fn take_unsynced(&self) -> Unsynced {
         let mut state = self.state.lock();
-        Unsynced { runs: std::mem::take(&mut state.unsynced), through: state.head }
+        let mut runs = std::mem::take(&mut state.unsynced);
+        if defect::active(Defect::OnlyLastPages) {
+            runs.drain(..runs.len().saturating_sub(1));
+        }
+        Unsynced { runs, through: state.head }
     }
 
     /// Takes back what a flush did not take care of.
@@ -308,10 +326,12 @@ impl Log {
             if state.gap.is_some() || !self.append_mark(&mut state, &items) {
                 return Ok(false);
             }
-            state.head = state.head.next_multiple_of(BLOCK_BYTES);
+            state.head = block_end(state.head);
             state.head
         };
-        self.storage.sync(FileId::Log)?;
+        if !defect::active(Defect::NoFlush) {
+            self.storage.sync(FileId::Log)?;
+        }
         self.durable.fetch_max(end, Ordering::AcqRel);
         Ok(true)
     }

@@ -8,6 +8,7 @@ use super::overlay::Overlay;
 use super::replay::{Replayed, replay};
 use super::superblocks::{self, Refused};
 use super::{Committer, Epochs, Error, OpenData, SlotDecoder};
+use crate::defect::{self, Defect};
 use crate::format::record::Table;
 use crate::format::superblock::Superblock;
 use crate::format::{PAGE_BYTES, SEGMENT_BYTES, Slot, VolumeId, record};
@@ -153,7 +154,9 @@ impl Epochs {
         let segments = storage
             .segments()
             .map_err(|source| OpenError::Storage { op: "listing segments", source })?;
-        let space = open_space(&storage, used, &segments, &replayed.slots, options)?;
+        let free = defect::active(Defect::ReplayedFree);
+        let taken = if free { &[][..] } else { &replayed.slots };
+        let space = open_space(&storage, used, &segments, taken, options)?;
         let deferred = Deferred::new(newest.sequence + 1);
         deferred.push(newest.sequence, runs_of(kept));
         let root = newest.root.map(|(pointer, level)| Root { pointer, level });
@@ -216,7 +219,8 @@ impl Epochs {
             self.overlay.put(key, value);
         }
         let mut open = self.open.lock();
-        runs_of(replayed.slots).into_iter().for_each(|run| open.refer_to(run));
+        let written = if defect::active(Defect::ReplayedUnsynced) { 0 } else { usize::MAX };
+        runs_of(replayed.slots).into_iter().take(written).for_each(|run| open.refer_to(run));
         *self.replayed_notes.lock() = replayed.notes;
     }
 
@@ -337,7 +341,8 @@ fn choose(
     let (newest, older) = match (a, b) {
         (Ok(a), Ok(b)) => {
             report.superblock_replayed = a.sequence.abs_diff(b.sequence) != 1;
-            if a.sequence > b.sequence { (a, Some(b)) } else { (b, Some(a)) }
+            let older = defect::active(Defect::OpenOlder);
+            if (a.sequence > b.sequence) != older { (a, Some(b)) } else { (b, Some(a)) }
         }
         (Ok(a), Err(error)) => {
             report.refused.push((FileId::SuperB, chain(&error)));

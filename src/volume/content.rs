@@ -3,6 +3,7 @@
 use super::data_keys::chunk_of;
 use super::{Error, FILE_BYTES_MAX, INLINE_BYTES_MAX, Volume};
 use crate::crypto::Cipher;
+use crate::defect::{self, Defect};
 use crate::format::log::page_sum;
 use crate::format::map::{PageMap, PagePointer};
 use crate::format::record::Inode;
@@ -437,6 +438,10 @@ impl Volume {
             let old = map.pages[(page % RUN_PAGES) as usize].replace(pointer);
             added += u64::from(old.is_none());
             replaced += u64::from(old.is_some());
+        }
+        if defect::active(Defect::SizeBeforeContent) {
+            let size = inode.size.max(end.unwrap_or(0));
+            self.change(true)?.put_inode(ino, &Inode { size, ..inode });
         }
         let mut change = self.change(added == 0)?;
         for (run, map) in &maps {

@@ -5,8 +5,10 @@
 mod common;
 
 mod applications;
+mod bite;
 mod bounded;
 mod check;
+mod failing;
 mod harness;
 mod matrix;
 mod script;

@@ -6,7 +6,7 @@
 
 use crate::check::{Dear, check};
 use crate::harness::{Explored, Settings, base_seed, explore, replay_line};
-use crate::script::{Op, Recording, Script, record};
+use crate::script::{Op, Script, record};
 use crate::seam::Seam;
 use crate::{applications, bounded, scripts};
 use atrest::storage::sim::Random;
@@ -37,6 +37,11 @@ struct Family {
     settings: Settings,
 }
 
+/// All scripts that were written by hand.
+pub fn all_written() -> Vec<Script> {
+    scripts::all_scripts().into_iter().chain(applications::all_scripts()).collect()
+}
+
 fn families() -> Vec<Family> {
     let full = is_full();
     let random = &mut Random::new(base_seed());
@@ -52,14 +57,14 @@ fn families() -> Vec<Family> {
     let threes = if full { bounded::of_length_three(BOUNDED_TRIPLES, random) } else { Vec::new() };
     let seeds = if full { 500 } else { 30 };
     let seeds = (0..seeds).map(|number| base_seed() * 100_000 + number);
-    let written = scripts::all_scripts().into_iter().chain(applications::all_scripts());
-    let ended = written.clone().flat_map(|script| with_epochs(&script, random)).collect();
+    let written = all_written();
+    let ended = written.iter().flat_map(|script| with_epochs(script, random)).collect();
     let family = |name, scripts, settings: &Settings| {
         let settings = settings.clone();
         Family { name, scripts, settings }
     };
     vec![
-        family("written by hand, and as applications do", written.collect(), thorough),
+        family("written by hand, and as applications do", written, thorough),
         family("the same with epochs ending in between", ended, broad),
         family("bounded, of one operation", bounded::of_length_one(), broad),
         family("bounded, of two operations", twos, &fewer),
@@ -85,7 +90,7 @@ fn with_epochs(script: &Script, random: &mut Random) -> Vec<Script> {
         let within = random.below(12);
         let count = (1 + random.below(3) as usize).min(script.ops.len() - at);
         let nested: Vec<Op> = script.ops[at..at + count].to_vec();
-        let waits = |op: &Op| matches!(op, Op::EpochEnd | Op::ReplaceConfig(_));
+        let waits = |op: &Op| op.is_sync() && !matches!(op, Op::Fsync(_) | Op::Fdatasync(_));
         // So much fits into the log; more would wait for the sync of a segment that is under way.
         let synced = script.ops[..at].iter().rposition(Op::is_sync).map_or(0, |sync| sync + 1);
         let bytes: usize = script.ops[synced..at + count].iter().map(bytes_of).sum();
@@ -117,49 +122,37 @@ fn shuffle(scripts: &mut [Script], random: &mut Random) {
 }
 
 /// Runs a script and checks its images.
-pub fn explore_script(
+fn explore_script(
     script: &Script,
     settings: &Settings,
     line: Option<&str>,
 ) -> Result<Explored, String> {
     let recording = record(script, Seam::new)?;
-    explore_recording(script, &recording, settings, line)
-}
-
-fn explore_recording(
-    script: &Script,
-    recording: &Recording,
-    settings: &Settings,
-    line: Option<&str>,
-) -> Result<Explored, String> {
     let settings = Settings { name: script.name.clone(), ..settings.clone() };
     let replay = recording.replay.clone();
     let dear =
         if line.is_some() { Dear { again: 1, go_on: 1, nested: 1 } } else { Dear::default() };
-    explore(&settings, replay, |crash, image| check(recording, dear, crash, image), line)
+    explore(&settings, replay, |crash, image| check(&recording, dear, crash, image), line)
 }
 
-/// Runs scripts on all processors; what each explored, and the reports of those that failed.
-fn run(family: &Family, line: Option<&str>) -> (Explored, Vec<String>) {
+/// Has scripts explored on all processors; what was explored, and the reports of those that failed.
+pub fn on_all_processors(
+    scripts: &[Script],
+    explore: &(dyn Fn(&Script) -> Result<Explored, String> + Sync),
+) -> (Explored, Vec<String>) {
+    let verbose = std::env::var_os("ATREST_CRASH_VERBOSE").is_some();
     let next = AtomicUsize::new(0);
     let results = Mutex::new((Explored::default(), Vec::new()));
     let work = || {
-        while let Some(script) = family.scripts.get(next.fetch_add(1, Ordering::Relaxed)) {
+        while let Some(script) = scripts.get(next.fetch_add(1, Ordering::Relaxed)) {
             let started = Instant::now();
-            let found = explore_script(script, &family.settings, line);
+            let found = explore(script);
+            if verbose {
+                println!("{}: {found:?}, {} ms", script.name, started.elapsed().as_millis());
+            }
             let mut results = results.lock().expect("nobody panics with it");
             match found {
-                Ok(explored) => {
-                    results.0.add(explored);
-                    if std::env::var_os("ATREST_CRASH_VERBOSE").is_some() {
-                        let Explored { points, images } = explored;
-                        let milliseconds = started.elapsed().as_millis();
-                        println!(
-                            "{}: {images} images at {points} points, {milliseconds} ms",
-                            script.name
-                        );
-                    }
-                }
+                Ok(explored) => results.0.add(explored),
                 Err(report) => results.1.push(report),
             }
         }
@@ -186,7 +179,8 @@ fn every_image_is_a_state_that_was() {
                 && line.as_ref().is_none_or(|line| line.split(' ').next() == Some(&script.name))
         });
         let started = Instant::now();
-        let (explored, failed) = run(&family, line.as_deref());
+        let explore = |script: &Script| explore_script(script, &family.settings, line.as_deref());
+        let (explored, failed) = on_all_processors(&family.scripts, &explore);
         let Explored { points, images } = explored;
         println!(
             "{}: {} scripts, {images} images at {points} points, {:.0} s",

@@ -98,6 +98,8 @@ pub enum Op {
     EpochEnd,
     /// As [`Op::EpochEnd`]; when it has done so many storage operations, others come between.
     EpochEndAround(u64, Vec<Op>),
+    /// A segment is emptied, so that its space can be given back.
+    Evacuate(u32),
     /// `atrest.json` is replaced by one with so many spaces more.
     ReplaceConfig(usize),
 }
@@ -358,6 +360,10 @@ impl Runner {
             Op::Fdatasync(path) => self.tree.fsync(self.find(path)?, 0, true),
             Op::Sync => self.tree.sync(),
             Op::EpochEnd | Op::EpochEndAround(..) => self.end_epoch(),
+            Op::Evacuate(segment) => {
+                let moved = self.volume.evacuate(*segment);
+                moved.map(drop).map_err(|error| Error::Io { what: error.to_string(), source: None })
+            }
             Op::ReplaceConfig(spaces) => {
                 let bytes = [&self.config[..], &vec![b' '; *spaces]].concat();
                 let replaced = self.volume.replace_config(&bytes);
@@ -492,7 +498,7 @@ impl Op {
     /// Whether everything before it is durable when it returned.
     pub fn is_sync(&self) -> bool {
         matches!(self, Self::Fsync(_) | Self::Fdatasync(_) | Self::Sync | Self::EpochEnd)
-            || matches!(self, Self::ReplaceConfig(_))
+            || matches!(self, Self::ReplaceConfig(_) | Self::Evacuate(_))
     }
 }
 

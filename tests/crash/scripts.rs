@@ -512,6 +512,49 @@ fn space() -> Vec<Script> {
             ],
         ),
         Script::new(
+            "create_large",
+            vec![],
+            vec![create("a"), write("a", 0, 90_000, 1), fsync("a")],
+        ),
+        Script::new(
+            "fsync_of_much_beside_little",
+            all([file("a", 100), file("b", 100)]),
+            vec![write("a", 0, 90_000, 2), write("b", 0, 9_000, 3), fsync("b"), append("a", 9, 4)],
+        ),
+        Script::new(
+            "fsync_while_an_epoch_ends",
+            all([file("a", 8_192), file("b", 100)]),
+            vec![
+                write("a", 0, 4_096, 2),
+                Op::EpochEndAround(3, vec![append("b", 5_000, 3), fsync("b")]),
+                write("a", 4_096, 4_096, 4),
+                fsync("a"),
+            ],
+        ),
+        Script::new(
+            "fsync_while_an_epoch_begins_to_end",
+            all([file("a", 8_192), file("b", 100)]),
+            vec![
+                write("a", 0, 8_192, 2),
+                Op::EpochEndAround(0, vec![append("b", 50, 3), fsync("b"), fsync("a")]),
+                append("b", 60, 4),
+                fsync("b"),
+            ],
+        ),
+        Script::new(
+            "segment_is_emptied",
+            all([file("a", 40_000), file("b", 9_000), vec![unlink("b")]]),
+            vec![
+                write("a", 4_096, 100, 2),
+                Op::Evacuate(2),
+                write("a", 0, 8_192, 3),
+                fsync("a"),
+                Op::Evacuate(3),
+                append("a", 9_000, 4),
+                fsync("a"),
+            ],
+        ),
+        Script::new(
             "key_rotation",
             file("a", 5_000),
             vec![
