@@ -13,8 +13,6 @@ pub enum Defect {
     OpenOlder,
     /// Freed slots are used again when one more epoch is durable, not two.
     ReuseAfterOneEpoch,
-    /// Freed slots are used again at once.
-    ReuseAtOnce,
     /// An epoch does not store which numbers were given out.
     ForgetCounters,
     /// An epoch does not remember what its own nodes changed in the bitmaps.
@@ -39,8 +37,6 @@ pub enum Defect {
     OnlyLastPages,
     /// Nobody waits for the flush of the log.
     NoFlush,
-    /// What follows a flush goes into the block that it wrote.
-    ShareBlock,
     /// What does not fit into the log is left out, and the log goes on.
     IgnoreGap,
     /// The sealed epoch's pages are forgotten before they are durable.

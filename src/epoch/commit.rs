@@ -188,8 +188,7 @@ impl Epochs {
         self.begun.store(true, Ordering::Release);
         let mut freed = built.moves.cleared;
         freed.extend(slots_of(&built.delta.freed));
-        let waits = if defect::active(Defect::ReuseAfterOneEpoch) { 0 } else { 1 };
-        self.deferred.push_until(number + waits, runs_of(freed));
+        self.deferred.push(number, runs_of(freed));
         let mut never_durable = built.transient;
         never_durable.extend(slots_of(&sealed.runs).filter(|&s| !committer.bitmaps.is_used(s)));
         self.deferred.push_until(number, runs_of(never_durable));

@@ -127,14 +127,6 @@ pub(super) fn nonce(sequence: u64) -> Nonce {
     Nonce(bytes)
 }
 
-/// Where what follows a flush goes: never into a block that it wrote, which a crash might tear.
-pub(super) fn block_end(position: u64) -> u64 {
-    match defect::active(Defect::ShareBlock) {
-        true => position,
-        false => position.next_multiple_of(BLOCK_BYTES),
-    }
-}
-
 /// A place to start at in a log that has nothing to say.
 pub(super) fn fresh_start(keys: &VolumeKeys, position: u64, capacity: u64) -> LogStart {
     let mut salt = [0; 16];
@@ -326,7 +318,7 @@ impl Log {
             if state.gap.is_some() || !self.append_mark(&mut state, &items) {
                 return Ok(false);
             }
-            state.head = block_end(state.head);
+            state.head = state.head.next_multiple_of(BLOCK_BYTES);
             state.head
         };
         if !defect::active(Defect::NoFlush) {

@@ -224,19 +224,28 @@ impl Epochs {
         *self.replayed_notes.lock() = replayed.notes;
     }
 
-    /// Makes segments that are missing anew, so that they can be written to; what they held is
-    /// lost. `existing` are those that are not.
+    /// Makes segments as long as they have to be, and those that are missing anew, so that they can
+    /// be written to; what these held is lost. `existing` are those that are not.
     fn restore_segments(&self, existing: &[u32]) -> Result<(), OpenError> {
         let op = "making a lost segment anew";
         for (segment, used) in self.space.segments() {
+            let file = FileId::Segment(segment);
             if existing.binary_search(&segment).is_ok() {
+                // A crash may keep a new segment and lose its length.
+                let length = self.storage.length(file);
+                let short = length.map(|length| length.unwrap_or(0) < SEGMENT_BYTES);
+                short
+                    .and_then(|short| match short {
+                        true => self.storage.set_length(file, SEGMENT_BYTES),
+                        false => Ok(()),
+                    })
+                    .map_err(|source| OpenError::Storage { op: "lengthening a segment", source })?;
                 continue;
             }
             log::error!(
                 "data/{segment:08} is missing, and with it {used} slots that were in use; restore \
                  it from a backup before anything else is written"
             );
-            let file = FileId::Segment(segment);
             self.storage
                 .create(file)
                 .and_then(|()| self.storage.set_length(file, SEGMENT_BYTES))

@@ -5,7 +5,7 @@
 //! is found is the durable epoch and a prefix of the changes after it, which contains all that a
 //! flush had acknowledged.
 
-use super::log::{block_end, nonce, sealing_key};
+use super::log::{nonce, sealing_key};
 use super::overlay::{Key, Value};
 use crate::crypto::{PageKey, Tag};
 use crate::defect::{self, Defect};
@@ -198,7 +198,7 @@ impl Reader<'_> {
             (sequence, before) = (sequence + 1, header.tag);
             for item in self::items(&record) {
                 match item {
-                    Item::Flushed { .. } => position = block_end(position),
+                    Item::Flushed { .. } => position = position.next_multiple_of(BLOCK_BYTES),
                     Item::Sealed { .. } if defect::active(Defect::StopAtSealed) => {
                         return (records, false);
                     }

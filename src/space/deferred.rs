@@ -75,7 +75,7 @@ impl Deferred {
         let mut reusable = Vec::new();
         state.batches.retain_mut(|batch| {
             let ready = batch.durable <= durable && batch.pin < oldest
-                || defect::active(Defect::ReuseAtOnce);
+                || batch.durable <= durable + 1 && defect::active(Defect::ReuseAfterOneEpoch);
             if ready {
                 reusable.append(&mut batch.runs);
             }

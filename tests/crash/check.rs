@@ -180,7 +180,6 @@ fn sound(volume: &Volume) -> Result<(), String> {
         .iter()
         .filter(|finding| finding.kind.severity() > Severity::Notice)
         .filter(|finding| finding.kind != atrest::volume::check::Kind::Superblock)
-        .filter(|finding| finding.kind != atrest::volume::check::Kind::SegmentShort)
         .map(|finding| format!("{finding:?}"))
         .collect();
     if bad.is_empty() { Ok(()) } else { Err(format!("the check found:\n{}", bad.join("\n"))) }
