@@ -26,6 +26,7 @@ declare -A PACKAGES=(
   [getfacl]=acl [gocryptfs]=gocryptfs [strace]=strace [ps]=procps [mkfs.ext4]=e2fsprogs
   [mkfs.xfs]=xfsprogs [python3]=python3 [cc]=build-essential [tar]=tar [xz]=xz-utils
   [losetup]=mount [findmnt]=util-linux [xxd]=xxd [cmake]=cmake
+  [stress-ng]=stress-ng [pg_ctlcluster]=postgresql
 )
 
 # Installs the packages of those given commands (default: all) that are missing.
@@ -41,15 +42,18 @@ install_missing() {
   ((${#missing[@]})) || return 0
   if is_root && have apt-get; then
     say "installing: ${packages[*]}"
-    local log
+    local log without_cluster=/etc/postgresql-common/createcluster.d/atrest.conf
     log=$(mktemp)
+    # The tests make their own databases: installing PostgreSQL must not start a server.
+    mkdir -p "${without_cluster%/*}"
+    echo 'create_main_cluster = false' >"$without_cluster"
     if ! { apt-get update && DEBIAN_FRONTEND=noninteractive \
       apt-get install -y --no-install-recommends "${packages[@]}"; } >"$log" 2>&1 </dev/null; then
       tail -n 20 "$log" >&2
-      rm -f "$log"
+      rm -f "$log" "$without_cluster"
       die "apt-get could not install ${packages[*]}"
     fi
-    rm -f "$log"
+    rm -f "$log" "$without_cluster"
   else
     warn "missing: ${missing[*]} (Debian packages: ${packages[*]}); install them, or run as root"
   fi

@@ -34,3 +34,20 @@ remount() {
     say "not remounted: SUITE_VOLUME is not set"
   fi
 }
+
+# For suites that kill the daemon, as a crash of it would: what was in its memory only is gone.
+require_killable() {
+  [[ -n ${SUITE_VOLUME:-} ]] || skip "no daemon is known: SUITE_VOLUME is not set"
+  [[ $KIND == atrest* ]] || skip "what a killed daemon leaves is asked of atrest only"
+}
+kill_daemon() {
+  local pid
+  pid=$(volume pid "$SUITE_VOLUME")
+  kill -9 "$pid"
+  wait_gone "$pid" 30 || defect "the killed daemon does not end"
+}
+# Mounts again after kill_daemon; the dead mount goes even if somebody still has files open there.
+mount_again() {
+  (cd / && { umount -l "$MOUNT" 2>/dev/null || fusermount3 -uz "$MOUNT"; }) || defect "the dead mount stays"
+  (cd / && volume mount "$SUITE_VOLUME") || defect "the mount after the daemon was killed failed"
+}

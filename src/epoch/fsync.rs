@@ -1,7 +1,7 @@
 //! Making everything that happened so far durable with one flush of the log.
 
 use super::commit::storage_error;
-use super::log::Unsynced;
+use super::log::{Turn, Unsynced};
 use super::{Epochs, Error};
 use crate::defect::{self, Defect};
 use crate::format::{PAGE_BYTES, Slot};
@@ -43,13 +43,27 @@ impl Epochs {
         self.commit_through(open)
     }
 
+    /// As [`Epochs::sync`], if that takes one flush of a few pages and nobody else is flushing;
+    /// `None`, and nothing was done, if it would have to wait for more.
+    pub fn try_sync(&self) -> Option<Result<(), Error>> {
+        let position = self.log.head()?;
+        if self.log.is_durable(position) {
+            return Some(Ok(()));
+        }
+        let turn = self.log.try_turn()?;
+        self.log.is_short().then(|| self.flush(&turn))
+    }
+
     fn flush_through(&self, position: u64) -> Result<(), Error> {
-        let _flusher = self.log.lock_flusher();
+        match self.log.wait_for_turn(position) {
+            Some(turn) => self.flush(&turn),
+            None => Ok(()),
+        }
+    }
+
+    fn flush(&self, _turn: &Turn<'_>) -> Result<(), Error> {
         // Whoever failed while this one waited may have lost what this one needs.
         self.check_writable()?;
-        if self.log.is_durable(position) {
-            return Ok(());
-        }
         let unsynced = self.log.take_unsynced();
         let images = match self.read_images(&unsynced) {
             Some(_) if defect::active(Defect::NoImages) => BTreeMap::new(),

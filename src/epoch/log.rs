@@ -12,7 +12,7 @@ use crate::format::{PAGE_BYTES, Slot, VolumeId};
 use crate::key::VolumeKeys;
 use crate::space::SlotRun;
 use crate::storage::{FileId, Storage};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::sync::Arc;
@@ -35,8 +35,9 @@ pub(super) struct Log {
     /// 0: there is no log.
     capacity: u64,
     state: Mutex<State>,
-    /// Held while one flush is under way. Taken before `Epochs::committer`.
-    flusher: Mutex<()>,
+    /// Whether a flush is under way. Nothing else is locked while this is.
+    flushing: Mutex<bool>,
+    flushed: Condvar,
     /// Everything before this position is durable.
     durable: AtomicU64,
 }
@@ -63,12 +64,28 @@ struct Region {
     before: [u8; 16],
 }
 
+/// The turn to flush; over when it is dropped.
+pub(super) struct Turn<'a>(&'a Log);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *self.0.flushing.lock() = false;
+        self.0.flushed.notify_all();
+    }
+}
+
 /// What a flush has to take care of.
 pub(super) struct Unsynced {
     /// Slots that the records before `through` refer to, by epoch.
     runs: VecDeque<(u64, SlotRun)>,
     /// The position up to which the flush reaches.
     pub(super) through: u64,
+}
+
+/// Whether the contents of these slots fit into the log.
+fn fit(runs: &VecDeque<(u64, SlotRun)>) -> bool {
+    let slots: u64 = runs.iter().map(|(_, run)| u64::from(run.count)).sum();
+    slots * PAGE_BYTES as u64 <= IMAGES_BYTES_MAX
 }
 
 impl Unsynced {
@@ -79,8 +96,7 @@ impl Unsynced {
 
     /// Whether their contents fit into the log.
     pub(super) fn fit(&self) -> bool {
-        let slots: u64 = self.runs().map(|run| u64::from(run.count)).sum();
-        slots * PAGE_BYTES as u64 <= IMAGES_BYTES_MAX
+        fit(&self.runs)
     }
 
     /// The segments that they are in.
@@ -148,9 +164,9 @@ impl Log {
         let head = head.next_multiple_of(BLOCK_BYTES);
         let (region, gap, unsynced) = (None, Some(open), VecDeque::new());
         let state = Mutex::new(State { region, head, tail, gap, unsynced });
-        let (flusher, durable) = (Mutex::new(()), AtomicU64::new(tail));
-        let (storage, keys) = (storage.clone(), keys.clone());
-        Self { storage, keys, volume_id, capacity, state, flusher, durable }
+        let (flushing, flushed) = (Mutex::new(false), Condvar::new());
+        let (storage, keys, durable) = (storage.clone(), keys.clone(), AtomicU64::new(tail));
+        Self { storage, keys, volume_id, capacity, state, flushing, flushed, durable }
     }
 
     /// No log: for a volume that is not written to.
@@ -279,9 +295,29 @@ impl Log {
         self.durable.load(Ordering::Acquire) >= position
     }
 
-    /// Serialises flushes: who waits here is probably served by the flush that is under way.
-    pub(super) fn lock_flusher(&self) -> MutexGuard<'_, ()> {
-        self.flusher.lock()
+    /// Waits until everything before `position` is durable, or it is the caller's turn to flush.
+    /// Everybody whom a flush serves goes on at once.
+    pub(super) fn wait_for_turn(&self, position: u64) -> Option<Turn<'_>> {
+        let mut flushing = self.flushing.lock();
+        while *flushing && !self.is_durable(position) {
+            self.flushed.wait(&mut flushing);
+        }
+        if self.is_durable(position) {
+            return None;
+        }
+        *flushing = true;
+        Some(Turn(self))
+    }
+
+    /// The caller's turn, if no flush is under way.
+    pub(super) fn try_turn(&self) -> Option<Turn<'_>> {
+        let mut flushing = self.flushing.lock();
+        (!std::mem::replace(&mut *flushing, true)).then_some(Turn(self))
+    }
+
+    /// Whether a flush would be one of a few pages.
+    pub(super) fn is_short(&self) -> bool {
+        fit(&self.state.lock().unsynced)
     }
 
     /// Takes what was written and not synced, for a flush.
@@ -313,18 +349,25 @@ impl Log {
             Item::Image { slot, bytes }.encode(&mut items);
         }
         Item::Flushed { through }.encode(&mut items);
-        let end = {
+        let durable = {
             let mut state = self.state.lock();
+            // What was appended since refers to pages that this flush does not take care of.
+            let complete = state.head == through;
             if state.gap.is_some() || !self.append_mark(&mut state, &items) {
                 return Ok(false);
             }
             state.head = state.head.next_multiple_of(BLOCK_BYTES);
-            state.head
+            if complete { state.head } else { through }
         };
+<<<<<<< HEAD
         if !defect::active(Defect::NoFlush) {
             self.storage.sync(FileId::Log)?;
         }
         self.durable.fetch_max(end, Ordering::AcqRel);
+=======
+        self.storage.sync(FileId::Log)?;
+        self.durable.fetch_max(durable, Ordering::AcqRel);
+>>>>>>> main
         Ok(true)
     }
 

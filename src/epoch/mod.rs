@@ -525,6 +525,11 @@ impl Epochs {
         slots_of(&committer.delta.used).for_each(visit);
     }
 
+    /// As [`Epochs::deferred_slots`], of one class.
+    pub fn deferred_slots_of(&self, class: crate::space::Class) -> u64 {
+        self.deferred.waiting_of(class)
+    }
+
     /// Slots that were freed and wait before they may be used again.
     pub fn deferred_slots(&self) -> u64 {
         self.deferred.waiting()

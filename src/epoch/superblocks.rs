@@ -81,6 +81,11 @@ pub(super) fn write(
     header.tag = tag;
     bytes[..HEADER_BYTES].copy_from_slice(&header.encode());
     let file = file_of(superblock.sequence);
+    // It was missing when the volume was opened, from the other one.
+    if storage.length(file)?.is_none() {
+        storage.create(file)?;
+        storage.sync_directory()?;
+    }
     storage.write_at(file, 0, &*bytes)?;
     storage.sync(file)
 }

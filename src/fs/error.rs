@@ -36,6 +36,9 @@ pub enum Error {
     /// No space is left.
     #[error("no space is left on the volume")]
     NoSpace,
+    /// A quota on the disk below the volume is used up.
+    #[error("a disk quota is used up below the volume")]
+    QuotaExceeded,
     /// Not allowed on this mount or inode.
     #[error("operation not permitted")]
     NotPermitted,
@@ -80,6 +83,7 @@ impl Error {
             Self::TooLarge => libc::EFBIG,
             Self::TooManyLinks => libc::EMLINK,
             Self::NoSpace => libc::ENOSPC,
+            Self::QuotaExceeded => libc::EDQUOT,
             Self::NotPermitted => libc::EPERM,
             Self::ReadOnly => libc::EROFS,
             Self::NotSupported => libc::EOPNOTSUPP,

@@ -143,6 +143,13 @@ pub trait Tree: Send + Sync {
     /// Opens a file and returns a handle. `truncate` is `O_TRUNC`, `kill_suid` says that
     /// set-user-ID and set-group-ID must go if it truncates.
     fn open(&self, ino: Ino, truncate: bool, kill_suid: bool) -> Result<u64, Error>;
+    /// Somebody reads `ino`, or opens it to read: its access time may have to be set
+    /// (`relatime`). `is_changing`: others may write to it at the same time, so that its times here
+    /// may not be the latest. Returns whether the access time is another now.
+    fn accessed(&self, ino: Ino, is_changing: bool) -> Result<bool, Error> {
+        let _ = (ino, is_changing);
+        Ok(false)
+    }
     /// Creates a regular file and opens it.
     fn create(
         &self,
@@ -173,6 +180,9 @@ pub trait Tree: Send + Sync {
     fn flush(&self, ino: Ino, handle: u64) -> Result<(), Error>;
     /// Returns when everything about `ino` is durable.
     fn fsync(&self, ino: Ino, handle: u64, data_only: bool) -> Result<(), Error>;
+    /// As [`Tree::fsync`], if that takes no longer than one flush of the disk with little to write;
+    /// `None`, and nothing was done, if it would have to wait for more.
+    fn try_fsync(&self, ino: Ino, handle: u64, data_only: bool) -> Option<Result<(), Error>>;
     /// Returns when everything handed over so far is durable.
     fn sync(&self) -> Result<(), Error>;
     /// Reports entries after `cookie` (0: from the start, `.` and `..` included) until `visit`

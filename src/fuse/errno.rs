@@ -55,6 +55,7 @@ mod tests {
             (Error::NotFound, libc::ENOENT, true),
             (Error::Exists, libc::EEXIST, true),
             (Error::NoSpace, libc::ENOSPC, true),
+            (Error::QuotaExceeded, libc::EDQUOT, true),
             (Error::NoAttribute, libc::ENODATA, true),
             (Error::NotSupported, libc::EOPNOTSUPP, true),
             (Error::Io { what: "x".to_owned(), source: None }, libc::EIO, false),

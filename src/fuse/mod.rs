@@ -62,6 +62,7 @@ thread_local! {
 struct Adapter {
     shared: Arc<Shared>,
     workers: Workers,
+    several_loops: bool,
 }
 
 /// What worker threads need too.
@@ -75,12 +76,38 @@ struct Shared {
     writers: Counts,
     /// Set when the mount exists, before the first request is read.
     writeback: Arc<OnceLock<Writeback>>,
+    /// Whether reading sets access times: neither `noatime` nor read-only.
+    access_times: bool,
 }
 
 impl Adapter {
-    fn new(tree: Arc<dyn Tree>, writeback: Arc<OnceLock<Writeback>>) -> Self {
-        let shared = Shared { tree, lookups: Counts::new(), writers: Counts::new(), writeback };
-        Self { shared: Arc::new(shared), workers: Workers::new() }
+    fn new(tree: Arc<dyn Tree>, writeback: Arc<OnceLock<Writeback>>, options: &Options) -> Self {
+        let access_times = options.atime && !options.read_only;
+        let (lookups, writers) = (Counts::new(), Counts::new());
+        let shared = Shared { tree, lookups, writers, writeback, access_times };
+        // One may wait for the disk while another serves.
+        let several_loops = options.threads > 1;
+        Self { shared: Arc::new(shared), workers: Workers::new(), several_loops }
+    }
+
+    /// Syncs and replies. One short flush at a time is waited for here, which saves a lone caller
+    /// the way to another thread; whoever else asks meanwhile waits on a worker.
+    fn sync(
+        &self,
+        operation: &'static str,
+        ino: INodeNo,
+        fh: FileHandle,
+        datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        let now = || self.tree().try_fsync(ino.0, fh.0, datasync).transpose();
+        if let Some(result) =
+            self.several_loops.then(|| attempt(operation, ino, now).transpose()).flatten()
+        {
+            return reply_empty(reply, result);
+        }
+        let sync = move |shared: &Shared| shared.tree.fsync(ino.0, fh.0, datasync);
+        self.on_worker(operation, ino, sync, |result| reply_empty(reply, result));
     }
 
     fn tree(&self) -> &dyn Tree {
@@ -122,6 +149,29 @@ impl Adapter {
             self.shared.lookups.add(entry.ino);
         }
         reply.add(INodeNo(entry.ino), entry.cookie, name, &ttl, &attr, GENERATION)
+    }
+
+    /// Somebody reads an inode, through a handle with these flags of open(2). After READ, READDIR
+    /// and READLINK the kernel asks for the access time when it is wanted
+    /// (`fuse_invalidate_atime`).
+    fn accessed(&self, ino: INodeNo, flags: i32) {
+        if self.shared.access_times && flags & libc::O_NOATIME == 0 {
+            let _ = attempt("read", ino, || self.tree().accessed(ino.0, false));
+        }
+    }
+
+    /// Somebody opened an inode. What is cached is read without asking us, so that opening to read
+    /// counts as reading; the kernel is told to ask for the access time again.
+    fn opened(&self, ino: INodeNo, flags: i32) {
+        let reads = flags & libc::O_ACCMODE != libc::O_WRONLY;
+        if !self.shared.access_times || !reads || flags & libc::O_NOATIME != 0 {
+            return;
+        }
+        let is_changing = self.shared.writers.any(ino.0);
+        let is_new = attempt("open", ino, || self.tree().accessed(ino.0, is_changing));
+        if let (Ok(true), Some(kernel)) = (is_new, self.shared.writeback.get()) {
+            kernel.forget_attributes(ino.0);
+        }
     }
 
     /// Runs `work` on a worker thread and hands its result to `reply`.
@@ -170,6 +220,12 @@ fn reply_xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, Errno>) {
         Ok(value) => reply.data(&value),
         Err(errno) => reply.error(errno),
     }
+}
+
+/// A list of names, each with its NUL, without those of the `trusted.` namespace.
+fn without_trusted(names: &[u8]) -> Vec<u8> {
+    let names = names.split_inclusive(|&byte| byte == 0);
+    names.filter(|name| !name.starts_with(b"trusted.")).flatten().copied().collect()
 }
 
 fn caller(request: &Request, umask: u32) -> Caller {
@@ -273,7 +329,10 @@ impl Filesystem for Adapter {
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
         match attempt("readlink", ino, || self.tree().readlink(ino.0)) {
-            Ok(target) => reply.data(&target),
+            Ok(target) => {
+                self.accessed(ino, 0);
+                reply.data(&target);
+            }
             Err(errno) => reply.error(errno),
         }
     }
@@ -367,6 +426,7 @@ impl Filesystem for Adapter {
         let kill_suid = truncate && truncation_kills_suid(request);
         match attempt("open", ino, || self.tree().open(ino.0, truncate, kill_suid)) {
             Ok(handle) => {
+                self.opened(ino, flags.0);
                 if flags::writable(flags.0) {
                     self.shared.writers.add(ino.0);
                 }
@@ -383,10 +443,11 @@ impl Filesystem for Adapter {
         _: FileHandle,
         offset: u64,
         size: u32,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        self.accessed(ino, flags.0);
         READ_BUFFER.with_borrow_mut(|buffer| {
             match attempt("read", ino, || self.tree().read(ino.0, offset, size as usize, buffer)) {
                 Ok(()) => reply.data(buffer),
@@ -442,8 +503,7 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        let sync = move |shared: &Shared| shared.tree.fsync(ino.0, fh.0, datasync);
-        self.on_worker("fsync", ino, sync, |result| reply_empty(reply, result));
+        self.sync("fsync", ino, fh, datasync, reply);
     }
 
     /// Refused once: the kernel then opens and caches every directory without asking.
@@ -459,6 +519,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
+        self.accessed(ino, 0);
         let mut filled = false;
         let fill = || {
             self.tree().readdir(ino.0, offset, false, &mut |entry| {
@@ -483,6 +544,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        self.accessed(ino, 0);
         let (mut filled, mut left_over) = (false, None);
         let fill = || {
             self.tree().readdir(ino.0, offset, true, &mut |entry| {
@@ -509,8 +571,7 @@ impl Filesystem for Adapter {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let sync = move |shared: &Shared| shared.tree.fsync(ino.0, fh.0, datasync);
-        self.on_worker("fsyncdir", ino, sync, |result| reply_empty(reply, result));
+        self.sync("fsyncdir", ino, fh, datasync, reply);
     }
 
     fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
@@ -552,8 +613,14 @@ impl Filesystem for Adapter {
         reply_xattr(reply, size, value);
     }
 
-    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        reply_xattr(reply, size, attempt("listxattr", ino, || self.tree().listxattr(ino.0)));
+    /// Names of `trusted.` attributes are for root to see (xattr(7)). Whether the caller has
+    /// CAP_SYS_ADMIN, which is the kernel's question, a request does not say.
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let mut names = attempt("listxattr", ino, || self.tree().listxattr(ino.0));
+        if let (Ok(names), true) = (&mut names, request.uid() != 0) {
+            *names = without_trusted(names);
+        }
+        reply_xattr(reply, size, names);
     }
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {

@@ -129,7 +129,7 @@ impl Session {
         options: &Options,
     ) -> Result<Self, MountError> {
         let writeback = Arc::new(OnceLock::new());
-        let adapter = Adapter::new(tree, writeback.clone());
+        let adapter = Adapter::new(tree, writeback.clone(), options);
         let inner = match mount_directly(mountpoint, options)? {
             Some(device) => {
                 let config = config(options, Vec::new());

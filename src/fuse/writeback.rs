@@ -37,6 +37,14 @@ impl Writeback {
         })
     }
 
+    /// Makes the kernel ask for the attributes of `ino` when they are wanted next. Its pages stay.
+    /// May be called from event loops: the kernel takes no lock that a request holds
+    /// (`fuse_reverse_inval_inode` with a negative offset).
+    pub(super) fn forget_attributes(&self, ino: Ino) {
+        // An inode that the kernel does not know has no attributes to forget.
+        let _ = self.notifier.inval_inode(INodeNo(ino), -1, 0);
+    }
+
     /// The kind road, for root: the pages are written in large requests and stay cached. The
     /// descriptors live for the call only, for they make the mount busy.
     fn through_mount(&self, ino: Ino, offset: u64) -> std::io::Result<()> {

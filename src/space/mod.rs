@@ -12,7 +12,7 @@ mod durable;
 pub use deferred::{Deferred, Pin};
 pub use durable::{DurableBitmaps, PIECE_BYTES, PIECE_SLOTS, runs_of};
 
-use crate::format::{PAGE_BYTES, SEGMENT_BYTES, SEGMENT_SLOTS, Slot};
+use crate::format::{PAGE_BYTES, RUN_PAGES, SEGMENT_BYTES, SEGMENT_SLOTS, Slot};
 use crate::storage::{FileId, Storage};
 use bitmap::Segment;
 use parking_lot::Mutex;
@@ -70,6 +70,8 @@ pub enum Purpose {
     New,
     /// Replaces data that will be freed: may use the reserve.
     Overwrite,
+    /// Data for which space was promised ([`Space::promise`]).
+    Promised,
 }
 
 /// No slot is free, or none that the disk has room for.
@@ -85,6 +87,8 @@ pub enum SpaceError {
 
 /// Slots in one allocation step of backed space, at most: 8 MiB.
 const BACKING_STEP_MAX: u64 = 2048;
+/// Slots that a reserve is filled up by in one step, at most: 64 MiB.
+const FILL_STEP_MAX: u32 = 16_384;
 /// Free, backed runs of this many slots (1 MiB, aligned) are given back to the disk.
 const PUNCH_SLOTS: u32 = 256;
 /// A segment of whose slots with blocks less than one in so many is used is worth emptying.
@@ -105,8 +109,10 @@ struct Inner {
     segments: BTreeMap<u32, Segment>,
     classes: [ClassState; 3],
     used: u64,
+    /// Data slots that are kept for what `fallocate(2)` allocated.
+    promised: u64,
     first_fit: bool,
-    /// A segment from which nothing is taken, because it is being emptied.
+    /// A segment from which nothing is taken if there is another, because it is being emptied.
     closed: Option<u32>,
 }
 
@@ -118,6 +124,8 @@ pub struct Space {
     reserve: u64,
     /// A segment was created and its directory entry is not durable.
     directory_dirty: AtomicBool,
+    /// The last refusal of the disk was one of a quota.
+    over_quota: AtomicBool,
 }
 
 impl Space {
@@ -138,7 +146,13 @@ impl Space {
             inner.segments.insert(number, segment);
         }
         inner.first_fit = first_fit;
-        Self { inner: Mutex::new(inner), storage, reserve, directory_dirty: AtomicBool::new(false) }
+        Self {
+            inner: Mutex::new(inner),
+            storage,
+            reserve,
+            directory_dirty: AtomicBool::new(false),
+            over_quota: AtomicBool::new(false),
+        }
     }
 
     /// Takes up to `count` slots of `class`, in as few runs as it can. Their content is undefined
@@ -151,7 +165,7 @@ impl Space {
         let mut runs = Vec::new();
         let mut missing = count;
         while missing > 0 {
-            let keep_backed = inner.classes[class as usize].backed_free <= self.reserve;
+            let keep_backed = inner.classes[class as usize].backed_free <= self.keep(&inner, class);
             match inner.take(class, missing, if keep_backed { Want::Unbacked } else { Want::Any }) {
                 Some(run) => {
                     missing -= run.count;
@@ -179,8 +193,12 @@ impl Space {
         count: u32,
         purpose: Purpose,
     ) -> Result<Vec<SlotRun>, SpaceError> {
-        let keep = if purpose == Purpose::New { self.reserve } else { 0 };
         let mut inner = self.inner.lock();
+        let keep = match purpose {
+            Purpose::New => self.keep(&inner, class),
+            Purpose::Overwrite if class == Class::Data => inner.promised,
+            Purpose::Overwrite | Purpose::Promised => 0,
+        };
         if inner.classes[class as usize].backed_free < keep + u64::from(count) {
             // Ask for more than is needed, so that the next allocations find it.
             let step = count.max(self.backing_step());
@@ -210,17 +228,79 @@ impl Space {
     /// # Errors
     /// [`SpaceError::NoSpace`] when the disk cannot give them.
     pub fn fill_reserve(&self) -> Result<(), SpaceError> {
-        let mut inner = self.inner.lock();
         for class in [Class::NodeA, Class::NodeB, Class::Data] {
-            while inner.classes[class as usize].backed_free < self.reserve {
-                if self.back(&mut inner, class, self.backing_step()).is_err() {
-                    let missing =
-                        self.reserve.saturating_sub(inner.classes[class as usize].backed_free);
-                    self.back(&mut inner, class, u32::try_from(missing).unwrap_or(u32::MAX))?;
-                }
-            }
+            // The lock is let go between steps: others are not to wait for all of it.
+            while !self.fill_step(&mut self.inner.lock(), class)? {}
         }
         Ok(())
+    }
+
+    /// Gets blocks for some of what a class lacks; true if it lacks nothing.
+    fn fill_step(&self, inner: &mut Inner, class: Class) -> Result<bool, SpaceError> {
+        let keep = self.keep(inner, class);
+        let missing = keep.saturating_sub(inner.classes[class as usize].backed_free);
+        if missing == 0 {
+            return Ok(true);
+        }
+        let missing = u32::try_from(missing).unwrap_or(u32::MAX).min(FILL_STEP_MAX);
+        if missing >= self.backing_step() || self.back(inner, class, self.backing_step()).is_err() {
+            self.back(inner, class, missing)?;
+        }
+        Ok(false)
+    }
+
+    /// Backed free slots of a class that are not for new data.
+    fn keep(&self, inner: &Inner, class: Class) -> u64 {
+        self.reserve
+            + match class {
+                Class::Data => inner.promised,
+                // A leaf for each page map, at the worst.
+                Class::NodeA | Class::NodeB => inner.promised.div_ceil(RUN_PAGES),
+            }
+    }
+
+    /// Keeps space for `pages` pages and their metadata from everybody who does not say
+    /// [`Purpose::Promised`], with blocks of the disk below it.
+    ///
+    /// # Errors
+    /// [`SpaceError::NoSpace`] when the disk cannot give it; nothing is kept then.
+    pub fn promise(&self, pages: u64) -> Result<(), SpaceError> {
+        if pages == 0 {
+            return Ok(());
+        }
+        self.inner.lock().promised += pages;
+        self.fill_reserve().inspect_err(|_| {
+            self.take_back(pages);
+            self.punch_everywhere();
+        })
+    }
+
+    /// Of what was promised, `pages` pages are no longer: they have their content, or nobody wants
+    /// them any more.
+    pub fn take_back(&self, pages: u64) {
+        if pages > 0 {
+            let mut inner = self.inner.lock();
+            inner.promised = inner.promised.saturating_sub(pages);
+        }
+    }
+
+    /// Whether an error says that the disk has no space; remembers whether a quota is why.
+    pub fn refuses(&self, error: &io::Error) -> bool {
+        if is_full(error) {
+            let quota = error.kind() == io::ErrorKind::QuotaExceeded;
+            self.over_quota.store(quota, Ordering::Relaxed);
+        }
+        is_full(error)
+    }
+
+    /// Whether a quota was the reason of the last refusal of the disk.
+    pub fn is_over_quota(&self) -> bool {
+        self.over_quota.load(Ordering::Relaxed)
+    }
+
+    /// Pages that space is kept for.
+    pub fn promised(&self) -> u64 {
+        self.inner.lock().promised
     }
 
     /// Slots that first copies of nodes use.
@@ -340,9 +420,9 @@ impl Space {
 
     fn punch_window(&self, number: u32, first: u32) {
         let class = Class::of(number);
-        let keep = self.kept();
         let run = {
             let mut inner = self.inner.lock();
+            let keep = self.kept(&inner, class);
             if inner.classes[class as usize].backed_free < keep {
                 return;
             }
@@ -365,7 +445,7 @@ impl Space {
         inner.give_back(run);
     }
 
-    /// Takes nothing from a segment until [`Space::reopen`].
+    /// Takes nothing from a segment, if there is another, until [`Space::reopen`].
     pub fn close(&self, segment: u32) {
         self.inner.lock().closed = Some(segment);
     }
@@ -379,7 +459,7 @@ impl Space {
     /// back, and `but` is not to be.
     pub fn sparse_segment(&self, but: &dyn Fn(u32) -> bool) -> Option<u32> {
         let inner = self.inner.lock();
-        if inner.classes[Class::Data as usize].backed_free < self.kept() {
+        if inner.classes[Class::Data as usize].backed_free < self.kept(&inner, Class::Data) {
             return None;
         }
         let sparse = inner.segments.iter().filter(|(number, segment)| {
@@ -393,8 +473,8 @@ impl Space {
     }
 
     /// Free slots of a class that keep their blocks.
-    fn kept(&self) -> u64 {
-        self.reserve * 2 + u64::from(PUNCH_SLOTS)
+    fn kept(&self, inner: &Inner, class: Class) -> u64 {
+        self.reserve + self.keep(inner, class) + u64::from(PUNCH_SLOTS)
     }
 
     /// Slots in use, and free slots that are backed.
@@ -408,8 +488,9 @@ impl Space {
         let inner = self.inner.lock();
         let [a, b, data] = [Class::NodeA, Class::NodeB, Class::Data]
             .map(|class| inner.classes[class as usize].backed_free);
-        let wanting = self.reserve.saturating_sub(a) + self.reserve.saturating_sub(b);
-        (disk_free + data).saturating_sub(self.reserve + wanting)
+        let nodes = self.keep(&inner, Class::NodeA);
+        let wanting = nodes.saturating_sub(a) + nodes.saturating_sub(b);
+        (disk_free + data).saturating_sub(self.keep(&inner, Class::Data) + wanting)
     }
 
     /// Slots that are kept in reserve, over all classes.
@@ -447,7 +528,7 @@ impl Space {
             inner.give_back(run);
             match allocated {
                 Ok(()) => missing -= run.count.min(missing),
-                Err(error) if is_full(&error) => {
+                Err(error) if self.refuses(&error) => {
                     // Some filesystems keep what they found before they failed.
                     let _ = self.storage.punch(file, run.first.offset(), bytes);
                     return Err(SpaceError::NoSpace);
@@ -469,7 +550,7 @@ impl Space {
         let created = created.and_then(|()| self.storage.set_length(file, SEGMENT_BYTES));
         match created {
             Ok(()) => {}
-            Err(error) if is_full(&error) => return Err(SpaceError::NoSpace),
+            Err(error) if self.refuses(&error) => return Err(SpaceError::NoSpace),
             Err(error) => return Err(error.into()),
         }
         self.directory_dirty.store(true, Ordering::Release);
@@ -514,9 +595,13 @@ impl Inner {
         };
         let mut order = numbers(start..=u32::MAX, &self.segments);
         order.extend(numbers(0..=start, &self.segments));
+        if want == Want::Backed {
+            // Rather than refuse what was promised, a segment is not emptied.
+            order.extend(self.closed.filter(|&number| Class::of(number) == class));
+        }
         for (step, number) in order.into_iter().enumerate() {
             let from = if step == 0 && number == start { start_index } else { 0 };
-            let segment = self.segments.get(&number).expect("listed");
+            let Some(segment) = self.segments.get(&number) else { continue };
             if let Some((first, found)) = segment.find(from, count, want) {
                 let run = SlotRun { first: slot(number, first), count: found };
                 self.hold(run);

@@ -13,10 +13,12 @@
 
 mod lock;
 mod os;
+mod shadow;
 pub mod sim;
 
 pub use lock::{Holder, LockError, LockInfo, VolumeLock};
 pub use os::OsStorage;
+pub use shadow::Shadow;
 use std::io;
 use std::ops::Range;
 

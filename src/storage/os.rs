@@ -140,6 +140,26 @@ impl OsStorage {
         })
     }
 
+    /// Fails unless the file that is open is still the one of that name: what was removed, renamed
+    /// or replaced behind our back takes writes as ever, and would not be there for the next mount.
+    fn check_in_place(&self, file: FileId, open: &File) -> io::Result<()> {
+        let (directory, name) = self.place(file)?;
+        let ours = nix::sys::stat::fstat(open)?;
+        let flag = nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW;
+        match nix::sys::stat::fstatat(directory, name.as_str(), flag) {
+            Ok(there) if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino) => Ok(()),
+            Ok(_) => {
+                let what = "was replaced by another file while it was in use; put it back";
+                Err(io::Error::other(format!("{name} {what}")))
+            }
+            Err(Errno::ENOENT) => {
+                let what = "was removed or renamed while it was in use; put it back";
+                Err(io::Error::new(io::ErrorKind::NotFound, format!("{name} {what}")))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
     fn remove_temporary_config(&self) -> io::Result<()> {
         let flag = UnlinkatFlags::NoRemoveDir;
         match nix::unistd::unlinkat(&self.directory, CONFIG_TEMPORARY_NAME, flag) {
@@ -207,8 +227,12 @@ impl Storage for OsStorage {
     /// fdatasync(2). It suffices: besides the data it flushes the metadata "needed to allow a
     /// subsequent data retrieval to be correctly handled", which are the length and the block
     /// map; what it leaves out, the time stamps, nobody reads.
+    ///
+    /// What is durable in a file without its name is lost all the same, so that fails too.
     fn sync(&self, file: FileId) -> io::Result<()> {
-        self.writable(file)?.sync_data()
+        let open = self.writable(file)?;
+        open.sync_data()?;
+        self.check_in_place(file, &open)
     }
 
     fn sync_directory(&self) -> io::Result<()> {
@@ -501,6 +525,26 @@ mod tests {
         assert_eq!(storage.read_config().unwrap(), b"second");
         storage.replace_config(&vec![b' '; CONFIG_BYTES_MAX as usize + 1]).unwrap();
         assert_eq!(storage.read_config().unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+    }
+
+    #[test]
+    fn a_sync_is_not_believed_if_the_file_is_not_in_its_place() {
+        let (directory, storage) = volume();
+        let file = FileId::Segment(3);
+        storage.create(file).unwrap();
+        storage.write_at(file, 0, b"contents").unwrap();
+        storage.sync(file).unwrap();
+        let data = directory.path().join("volume/data");
+        let (place, elsewhere) = (data.join("00000003"), data.join("elsewhere"));
+        std::fs::rename(&place, &elsewhere).unwrap();
+        assert_eq!(storage.sync(file).unwrap_err().kind(), io::ErrorKind::NotFound);
+        std::fs::write(&place, "another").unwrap();
+        assert!(storage.sync(file).unwrap_err().to_string().contains("replaced"));
+        std::fs::rename(&elsewhere, &place).unwrap();
+        storage.sync(file).unwrap();
+        // Where the volume is does not matter.
+        std::fs::rename(directory.path().join("volume"), directory.path().join("moved")).unwrap();
+        storage.sync(file).unwrap();
     }
 
     #[test]

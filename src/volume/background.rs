@@ -79,8 +79,12 @@ fn run(volume: &Weak<Volume>, signal: &(Mutex<Signal>, Condvar)) {
         }
         let Some(volume) = volume.upgrade() else { return };
         reap(&volume);
+        volume.prepare_epoch(volume.epochs.wants_commit());
         // A failure is logged and remembered where it happens; whoever syncs next is told.
         let _ = volume.epochs.commit(&Default::default());
+        if volume.promises.take_excess() {
+            volume.epochs.space.punch_everywhere();
+        }
         sparse.step(&volume);
         crate::sys::memory::trim_heap();
         deadline = Instant::now() + EPOCH_INTERVAL;

@@ -8,7 +8,7 @@ use crate::format::log::page_sum;
 use crate::format::map::{PageMap, PagePointer};
 use crate::format::record::Inode;
 use crate::format::{FORMAT_VERSION, PAGE_BYTES, RUN_PAGES, Slot};
-use crate::space::{Class, Purpose, SlotRun, SpaceError, is_full, slots_of};
+use crate::space::{Class, Purpose, SlotRun, SpaceError, slots_of};
 use crate::storage::FileId;
 use std::cell::RefCell;
 use std::io;
@@ -26,6 +26,9 @@ thread_local! {
     /// Sealed bytes on their way to or from the disk.
     static SEALED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
+
+/// Pages, and what they are in terms of space.
+type Part = (std::ops::Range<u64>, Purpose);
 
 /// Pages that were sealed and written, to which no record refers yet.
 pub(super) struct Placed {
@@ -208,7 +211,9 @@ impl Volume {
         touch: &dyn Fn(&mut Inode),
     ) -> Result<(), Error> {
         let mut content = self.inline(ino)?;
-        let replaces = offset + data.len() <= content.len();
+        let first_page = 0..1;
+        let replaces =
+            offset + data.len() <= content.len() || self.promises.count(ino, &first_page) > 0;
         content.resize(content.len().max(offset + data.len()), 0);
         content[offset..offset + data.len()].copy_from_slice(data);
         let _lock = self.lock_inodes(&[ino]);
@@ -254,16 +259,46 @@ impl Volume {
             })
         };
         match put(first_page, data, end) {
-            Err(Error::NoSpace) if data.len() > FULL_PART_BYTES => {}
+            Err(Error::NoSpace) => {}
             done => return done,
         }
-        let mut page = first_page;
-        for part in data.chunks(FULL_PART_BYTES) {
-            let next = page + (part.len() / PAGE_BYTES) as u64;
-            put(page, part, end.map(|end| end.min(next * PAGE)))?;
-            page = next;
+        let parts = self.parts(ino, first_page, (data.len() / PAGE_BYTES) as u64)?;
+        let is_promised = parts.iter().any(|(_, purpose)| *purpose == Purpose::Promised);
+        if parts.len() == 1 || data.len() <= FULL_PART_BYTES && !is_promised {
+            return Err(Error::NoSpace);
         }
-        Ok(())
+        let (mut rest, mut refused) = (data, None);
+        for (pages, purpose) in parts {
+            let (part, after) = rest.split_at((pages.end - pages.start) as usize * PAGE_BYTES);
+            rest = after;
+            // What has its space is not refused because its neighbour has none.
+            if refused.is_some() && purpose == Purpose::New {
+                continue;
+            }
+            match put(pages.start, part, end.map(|end| end.min(pages.end * PAGE))) {
+                Err(Error::NoSpace) => refused = Some(Error::NoSpace),
+                done => done?,
+            }
+        }
+        refused.map_or(Ok(()), Err)
+    }
+
+    /// Cuts a range of pages into parts of at most [`FULL_PART_BYTES`] that are alike.
+    fn parts(&self, ino: u64, first: u64, count: u64) -> Result<Vec<Part>, Error> {
+        let mut parts: Vec<Part> = Vec::new();
+        for page in first..first + count {
+            let purpose = self.purpose_of(ino, page, 1)?;
+            match parts.last_mut() {
+                Some((pages, of))
+                    if *of == purpose
+                        && pages.end - pages.start < FULL_PART_BYTES as u64 / PAGE =>
+                {
+                    pages.end += 1;
+                }
+                _ => parts.push((page..page + 1, purpose)),
+            }
+        }
+        Ok(parts)
     }
 
     /// Writes a range whose first and last page keep some of their old content.
@@ -351,7 +386,7 @@ impl Volume {
             Ok(()) => Ok(runs),
             Err(error) => {
                 space.release(&runs);
-                let full = is_full(&error);
+                let full = space.refuses(&error);
                 Err(if full { SpaceError::NoSpace } else { SpaceError::Storage(error) })
             }
         };
@@ -387,15 +422,18 @@ impl Volume {
         Ok(())
     }
 
-    /// Whether all of these pages have content already.
+    /// Whether all of these pages have content already, or were promised space.
     fn purpose_of(&self, ino: u64, first: u64, count: u64) -> Result<Purpose, Error> {
+        let mut holes = 0;
         for page in first..first + count {
             let map = self.page_map(ino, page / RUN_PAGES)?;
-            if map.pages[(page % RUN_PAGES) as usize].is_none() {
-                return Ok(Purpose::New);
-            }
+            holes += u64::from(map.pages[(page % RUN_PAGES) as usize].is_none());
         }
-        Ok(Purpose::Overwrite)
+        Ok(match self.promises.count(ino, &(first..first + count)) {
+            _ if holes == 0 => Purpose::Overwrite,
+            promised if promised == holes => Purpose::Promised,
+            _ => Purpose::New,
+        })
     }
 
     /// Makes placed pages the content of their range. `end` is where the write ended; the size
@@ -426,6 +464,7 @@ impl Volume {
         let mut inode = self.require(ino)?;
         let mut maps: Vec<(u64, PageMap)> = Vec::new();
         let (mut added, mut dead, mut replaced) = (0, 0, 0);
+        let count = placed.pages.len() as u64;
         for (page, pointer) in (placed.first_page..).zip(placed.pages) {
             let run = page / RUN_PAGES;
             if maps.last().is_none_or(|(of, _)| *of != run) {
@@ -439,11 +478,17 @@ impl Volume {
             added += u64::from(old.is_none());
             replaced += u64::from(old.is_some());
         }
+<<<<<<< HEAD
         if defect::active(Defect::SizeBeforeContent) {
             let size = inode.size.max(end.unwrap_or(0));
             self.change(true)?.put_inode(ino, &Inode { size, ..inode });
         }
         let mut change = self.change(added == 0)?;
+=======
+        let pages = placed.first_page..placed.first_page + count;
+        let mut change = self.change(added == self.promises.count(ino, &pages))?;
+        self.keep_promise(ino, pages);
+>>>>>>> main
         for (run, map) in &maps {
             self.cuts.revive(ino, *run, &mut change);
             change.put_map(self.cipher, ino, *run, map);

@@ -79,7 +79,9 @@ impl Volume {
         let mut value = Vec::with_capacity(4 + wrapped.len());
         value.extend_from_slice(&epoch.to_le_bytes());
         value.extend_from_slice(&wrapped);
-        self.change(false)?.put(dek_key(ino, chunk), &value);
+        let pages = CHUNK_BYTES / crate::format::PAGE_BYTES as u64;
+        let is_promised = self.promises.count(ino, &(chunk * pages..(chunk + 1) * pages)) > 0;
+        self.change(is_promised)?.put(dek_key(ino, chunk), &value);
         let key = Arc::new(PageKey::new(self.cipher, &dek));
         self.data_keys.put(ino, chunk, key.clone());
         Ok(key)

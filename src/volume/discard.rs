@@ -17,6 +17,7 @@ impl Volume {
     /// If the metadata is damaged there; what was removed until then stays removed.
     pub fn discard(&self, ino: u64) -> Result<(), Error> {
         let _content = self.content_lock(ino).write();
+        self.forgo(ino, 0..u64::MAX);
         let Some(inode) = self.inode(ino)? else { return Ok(()) };
         if inode.pages > RUNS_AT_ONCE as u64 * RUN_PAGES {
             self.change(true)?.put_orphan(ino);

@@ -9,6 +9,7 @@ mod discard;
 mod evacuate;
 pub mod inspect;
 mod path;
+mod promises;
 mod records;
 mod resize;
 mod scan;
@@ -25,16 +26,17 @@ use crate::format::map::PageMap;
 use crate::format::record::{self, Counters, Inode, Table, Timestamp};
 use crate::format::{PAGE_BYTES, VolumeId};
 use crate::key::VolumeKeys;
-use crate::storage::Storage;
+use crate::storage::{Shadow, Storage};
 use background::Background;
 use cuts::Cuts;
 use data_keys::DataKeys;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use path::DamageLog;
+use promises::Promises;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 /// Contents up to this size are kept inline, in a record of their own, so that three fill a leaf.
 pub const INLINE_BYTES_MAX: u64 = 1_280;
@@ -172,10 +174,15 @@ pub struct Volume {
     record_locks: Vec<Mutex<()>>,
     live: Arc<Live>,
     cuts: Cuts,
+    promises: Promises,
     background: Background,
     damage_log: DamageLog,
+    before_epoch: OnceLock<BeforeEpoch>,
     read_only: bool,
 }
+
+/// See [`Volume::before_epoch`].
+type BeforeEpoch = Box<dyn Fn(&Volume, bool) + Send + Sync>;
 
 /// Locks on inode records; released on drop.
 pub struct InodeLocks<'a>(#[allow(dead_code)] Vec<MutexGuard<'a, ()>>);
@@ -203,6 +210,35 @@ impl Volume {
     /// # Errors
     /// One [`OpenError`] per refusal.
     pub fn open(
+        storage: Arc<dyn Storage>,
+        keys: Arc<VolumeKeys>,
+        volume_id: VolumeId,
+        cipher: Cipher,
+        config: &[u8],
+        options: &OpenOptions,
+    ) -> Result<(Arc<Self>, OpenReport), OpenError> {
+        let open = |storage: &Arc<dyn Storage>, read_only| {
+            let options = OpenOptions { read_only, ..*options };
+            Self::open_on(storage.clone(), keys.clone(), volume_id, cipher, config, &options)
+        };
+        if !options.read_only {
+            return open(&storage, false);
+        }
+        // Replaying the log brings contents into their slots, but who only reads changes nothing.
+        let in_memory = || Arc::new(Shadow::new(storage.clone())) as Arc<dyn Storage>;
+        let (volume, report) = open(&in_memory(), true)?;
+        if report.replayed == 0 {
+            return Ok((volume, report));
+        }
+        // An epoch in memory takes what the log says into the tree, which is what a check walks.
+        // Damage can keep it from being written, though not what is whole from being read.
+        let shadow = in_memory();
+        let committed = open(&shadow, false).ok().filter(|(volume, _)| volume.sync().is_ok());
+        let settled = committed.and_then(|_| open(&shadow, true).ok());
+        Ok((settled.map_or(volume, |(volume, _)| volume), report))
+    }
+
+    fn open_on(
         storage: Arc<dyn Storage>,
         keys: Arc<VolumeKeys>,
         volume_id: VolumeId,
@@ -253,8 +289,10 @@ impl Volume {
             record_locks: (0..RECORD_LOCKS).map(|_| Mutex::new(())).collect(),
             live,
             cuts,
+            promises: Promises::default(),
             background: Background::new(),
             damage_log: DamageLog::new(),
+            before_epoch: OnceLock::new(),
             read_only: options.read_only,
         });
         Ok((volume, report))
@@ -277,12 +315,26 @@ impl Volume {
         if self.read_only {
             return Ok(());
         }
+        self.prepare_epoch(true);
         self.epochs.commit(&CommitOptions::default())?;
         // Both superblocks hold the last state, so that putting an old copy of one back changes
         // nothing.
         let clean = CommitOptions { clean: true, force: true, ..CommitOptions::default() };
         self.epochs.commit(&clean)?;
         Ok(self.epochs.commit(&clean)?)
+    }
+
+    /// Sets what is called, once for ever, before the background ends an epoch and before the
+    /// volume is closed: the chance to put what can wait that long. It is told whether the epoch
+    /// has anything else in it.
+    pub fn before_epoch(&self, hook: BeforeEpoch) {
+        let _ = self.before_epoch.set(hook);
+    }
+
+    fn prepare_epoch(&self, has_work: bool) {
+        if let Some(hook) = self.before_epoch.get() {
+            hook(self, has_work);
+        }
     }
 
     /// Identity of the volume.
@@ -370,6 +422,19 @@ impl Volume {
             return Ok(());
         }
         self.epochs.sync()?;
+        self.check_lost(ino)
+    }
+
+    /// As [`Volume::sync_file`], if that is one short flush; `None` if it would have to wait.
+    pub fn try_sync_file(&self, ino: u64) -> Option<Result<(), Error>> {
+        if self.read_only {
+            return Some(Ok(()));
+        }
+        let synced = self.epochs.try_sync()?;
+        Some(synced.map_err(Error::from).and_then(|()| self.check_lost(ino)))
+    }
+
+    fn check_lost(&self, ino: u64) -> Result<(), Error> {
         if self.epochs.has_lost(ino) { Err(epoch::Error::Lost.into()) } else { Ok(()) }
     }
 
@@ -394,12 +459,18 @@ impl Volume {
         attempt()
     }
 
+    /// Whether it was a quota, and not the end of the disk, that last refused space.
+    pub fn is_over_quota(&self) -> bool {
+        self.epochs.space.is_over_quota()
+    }
+
     /// Total and free space in 4 KiB pages, and inodes in use. What is used is what this volume
-    /// uses: total is that and what is free, so it changes with what others do on the disk below.
+    /// uses, or keeps for what `fallocate(2)` allocated: total is that and what is free, so it
+    /// changes with what others do on the disk below.
     pub fn space(&self) -> (u64, u64, u64) {
         let capacity = self.storage.capacity().unwrap_or_default();
         let page = PAGE_BYTES as u64;
-        let (used, _) = self.epochs.space.usage();
+        let used = self.epochs.space.usage().0 + self.epochs.space.promised();
         let free = match self.epochs.is_full() {
             true => 0,
             false => self.epochs.space.free_for_data(capacity.free_bytes / page),
@@ -407,12 +478,9 @@ impl Volume {
         (used + free, free, self.live.inodes.load(Ordering::Relaxed))
     }
 
-    /// The wall clock.
+    /// The wall clock, as the kernel gives files their times.
     pub fn now(&self) -> Timestamp {
-        let (seconds, nanoseconds) = match SystemTime::now().duration_since(UNIX_EPOCH) {
-            Ok(since) => (since.as_secs() as i64, since.subsec_nanos()),
-            Err(_) => (0, 0),
-        };
+        let (seconds, nanoseconds) = crate::sys::clock::file_time();
         Timestamp { seconds, nanoseconds }
     }
 

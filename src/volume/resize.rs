@@ -93,19 +93,45 @@ impl Volume {
         length: u64,
         touch: &dyn Fn(&mut Inode),
     ) -> Result<(), Error> {
+        self.zero(ino, offset, length, 0, touch)
+    }
+
+    /// As [`Volume::punch`]; the size grows to `size` in the same change, if it is smaller.
+    ///
+    /// # Errors
+    /// As [`Volume::truncate`].
+    pub fn zero(
+        &self,
+        ino: u64,
+        offset: u64,
+        length: u64,
+        size: u64,
+        touch: &dyn Fn(&mut Inode),
+    ) -> Result<(), Error> {
+        if size > FILE_BYTES_MAX {
+            return Err(Error::TooLarge);
+        }
         let _content = self.content_lock(ino).write();
         let inode = self.require(ino)?;
-        let end = offset.saturating_add(length).min(inode.size.next_multiple_of(PAGE));
-        if offset >= end {
-            return Ok(());
+        let paged = inode.paged || size > INLINE_BYTES_MAX;
+        if paged && !inode.paged {
+            self.make_paged(ino)?;
         }
-        if !inode.paged {
-            return self.punch_inline(ino, offset as usize, end as usize, touch);
+        let end = offset.saturating_add(length).min(inode.size.next_multiple_of(PAGE));
+        let touch = |inode: &mut Inode| {
+            inode.size = inode.size.max(size);
+            touch(inode);
+        };
+        if !paged {
+            return self.zero_inline(ino, offset as usize, end as usize, &touch);
         }
         let (first, last) = (offset.next_multiple_of(PAGE), end / PAGE * PAGE);
         self.edit(
             ino,
             |edit| {
+                if offset >= end {
+                    return Ok(size <= inode.size);
+                }
                 if first > last {
                     self.zero_within_page(ino, offset, end, edit)?;
                 } else {
@@ -147,7 +173,7 @@ impl Volume {
         })
     }
 
-    fn punch_inline(
+    fn zero_inline(
         &self,
         ino: u64,
         from: usize,
@@ -155,8 +181,8 @@ impl Volume {
         touch: &dyn Fn(&mut Inode),
     ) -> Result<(), Error> {
         let mut content = self.inline(ino)?;
-        let (from, to) = (from.min(content.len()), to.min(content.len()));
-        content[from..to].fill(0);
+        let to = to.min(content.len());
+        content[from.min(to)..to].fill(0);
         let _lock = self.lock_inodes(&[ino]);
         let mut inode = self.require(ino)?;
         let mut change = self.change(true)?;
@@ -297,19 +323,6 @@ impl Volume {
         Ok(true)
     }
 
-    /// Checks that a range can be written, for `fallocate(2)`.
-    ///
-    /// # Errors
-    /// `NoSpace` if there is less space than the range's holes need.
-    pub fn reserve(&self, ino: u64, offset: u64, length: u64) -> Result<(), Error> {
-        let end = offset.checked_add(length).filter(|&end| end <= FILE_BYTES_MAX);
-        let end = end.ok_or(Error::TooLarge)?;
-        let inode = self.require(ino)?;
-        let pages = end.div_ceil(PAGE) - offset / PAGE;
-        let (_, free, _) = self.space();
-        if pages.saturating_sub(inode.pages) > free { Err(Error::NoSpace) } else { Ok(()) }
-    }
-
     /// First offset at or after `offset` that is data (`true`) or a hole (`false`), 4 KiB granular;
     /// the end of the file counts as a hole. `None` past the end.
     ///
@@ -348,7 +361,7 @@ impl Volume {
     }
 
     /// The first run from `run` on that has pages.
-    fn next_live_run(&self, ino: u64, run: u64) -> Result<Option<u64>, Error> {
+    pub(super) fn next_live_run(&self, ino: u64, run: u64) -> Result<Option<u64>, Error> {
         let mut found = None;
         let to = super::records::after_owner(crate::format::record::Table::PageMap, ino);
         self.epochs.range(&map_key(ino, run), &to, &mut |key, _| {

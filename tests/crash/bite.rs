@@ -79,14 +79,14 @@ fn wrongs() -> Vec<(Wrong, &'static [&'static str])> {
         (Wrong::SyncBehindSuperblock(Class::Data), data),
         (Wrong::SyncBehindSuperblock(Class::NodeA), epochs),
         (Wrong::SyncBehindSuperblock(Class::NodeB), epochs),
-        (Wrong::DropWrite(Class::NodeA, 5), epochs),
+        (Wrong::DropWrite(Class::NodeA, 2), epochs),
         (Wrong::DropWrite(Class::Data, 3), data),
         (Wrong::DropWrite(Class::Superblock, 2), epochs),
-        (Wrong::HalfWrite(Class::NodeB, 3), epochs),
+        (Wrong::HalfWrite(Class::NodeB, 2), epochs),
         (Wrong::HalfWrite(Class::Log, 4), logged),
         (Wrong::WriteBehindSync(Class::Log), logged),
         (Wrong::WriteBehindSync(Class::Superblock), epochs),
-        (Wrong::WriteTooMuch(Class::Data), epochs),
+        (Wrong::WriteTooMuch(Class::Data), &["many_files_over_many_epochs"]),
         (Wrong::ConfigBehindSuperblock, &["key_rotation"]),
         (Wrong::NoConfig, &["key_rotation"]),
     ]
@@ -111,6 +111,7 @@ fn nothing_wrong_is_not_caught() {
     let mut names: Vec<&str> = wrongs().into_iter().flat_map(|(_, names)| names).copied().collect();
     names.sort_unstable();
     names.dedup();
+    names.retain(|name| !name.contains("many_files"));
     for name in names {
         explore_wrong(&script(name), Seam::new).unwrap_or_else(|report| panic!("{report}"));
     }

@@ -11,7 +11,7 @@ use atrest::fs::volume::VolumeTree;
 use atrest::fs::{Caller, Tree};
 use atrest::storage::sim::SimDisk;
 use atrest::storage::{FileId, Storage};
-use atrest::volume::check::Severity;
+use atrest::volume::check::{Kind, Severity};
 use atrest::volume::{CheckOptions, OpenReport, Volume};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -79,6 +79,7 @@ pub fn check(
     }
     if due(dear.again, 0) {
         drop(opened);
+        both_copies(recording, &whole)?;
         opened_again(recording, &image, &found)?;
         way_back(recording, synced, under_way, &whole)?;
     }
@@ -179,10 +180,19 @@ fn sound(volume: &Volume) -> Result<(), String> {
         .findings
         .iter()
         .filter(|finding| finding.kind.severity() > Severity::Notice)
-        .filter(|finding| finding.kind != atrest::volume::check::Kind::Superblock)
+        .filter(|finding| finding.kind != Kind::Superblock)
         .map(|finding| format!("{finding:?}"))
         .collect();
     if bad.is_empty() { Ok(()) } else { Err(format!("the check found:\n{}", bad.join("\n"))) }
+}
+
+/// A crash leaves both copies of every node that the durable tree has.
+fn both_copies(recording: &Recording, image: &Arc<SimDisk>) -> Result<(), String> {
+    let opened = open(&recording.volumes, &Arc::new(image.fork()))?;
+    let report = opened.volume.check(CheckOptions::default(), &|_| {});
+    let copies = report.findings.iter().filter(|finding| finding.kind == Kind::NodeCopy);
+    let found: Vec<String> = copies.map(|finding| format!("{finding:?}")).collect();
+    if found.is_empty() { Ok(()) } else { Err(found.join("\n")) }
 }
 
 /// The older superblock leads to a whole state, which is not newer.

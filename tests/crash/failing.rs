@@ -5,7 +5,7 @@
 use crate::check::{Dear, check};
 use crate::harness::{Explored, Settings, explore, replay_line};
 use crate::matrix::{is_full, on_all_processors};
-use crate::script::{Recording, Script, record};
+use crate::script::{Op, Recording, Script, record};
 use crate::seam::{FailSync, Seam};
 use crate::{applications, scripts};
 use atrest::storage::sim::Fate;
@@ -70,7 +70,9 @@ fn nothing_is_lost_or_acknowledged_after_a_failed_sync() {
     let line = replay_line();
     let mut all = scripts::all_scripts();
     all.extend(applications::all_scripts());
-    all.retain(|script| script.ops.len() < 40 && !script.name.contains("large"));
+    // What is done while an epoch ends does not answer for the syncs of that.
+    let nested = |script: &Script| script.ops.iter().any(|op| matches!(op, Op::EpochEndAround(..)));
+    all.retain(|script| script.ops.len() < 40 && !script.name.contains("large") && !nested(script));
     let settings = Settings { samples: 4, quota: 2, tears: 1, ..Settings::new("") };
     let settings = if is_full() { Settings { quota: 12, ..settings } } else { settings };
     let fates = [Fate::Lost, Fate::Torn(7), Fate::Kept];

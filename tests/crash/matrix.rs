@@ -45,7 +45,7 @@ pub fn all_written() -> Vec<Script> {
 fn families() -> Vec<Family> {
     let full = is_full();
     let random = &mut Random::new(base_seed());
-    let few = Settings { samples: 24, quota: 60, tears: 1, ..Settings::new("") };
+    let few = Settings { samples: 16, quota: 30, tears: 1, ..Settings::new("") };
     let fewer = Settings { samples: 8, quota: 8, ..few.clone() };
     let many = Settings { samples: 120, ..Settings::new("") };
     let (thorough, broad) = if full { (&many, &few) } else { (&few, &fewer) };

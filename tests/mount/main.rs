@@ -6,6 +6,9 @@
 
 mod mounted;
 
+mod access;
+mod acl;
+mod backing;
 mod data;
 mod directory;
 mod holes;
@@ -13,7 +16,9 @@ mod links;
 mod locks;
 mod metadata;
 mod nameless;
+mod names;
 mod readonly;
 mod rename;
 mod shared;
+mod sizes;
 mod xattr;

@@ -64,12 +64,38 @@ impl Mounted {
         }
     }
 
-    fn volume(&self) -> PathBuf {
+    /// Mounts what was unmounted in another way than by [`Mounted::remount`], once its daemon has
+    /// ended.
+    pub fn mount_again(&self) {
+        assert!(!self.is_mounted(), "it is still mounted");
+        let (volume, log) = (self.volume(), self.log());
+        let place = self.mount.as_os_str();
+        let arguments =
+            ["mount".as_ref(), "--log".as_ref(), log.as_os_str(), volume.as_ref(), place];
+        let mounted = (0..200).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            self.run(&arguments).success()
+        });
+        assert!(mounted && self.is_mounted(), "{}", self.log_text());
+    }
+
+    /// The directory of ciphertext.
+    pub fn volume(&self) -> PathBuf {
         self.scratch.path().join("volume")
     }
 
     fn log(&self) -> PathBuf {
         self.scratch.path().join("atrest.log")
+    }
+
+    /// What the daemon and the commands said so far.
+    pub fn log_text(&self) -> String {
+        std::fs::read_to_string(self.log()).unwrap_or_default()
+    }
+
+    /// Runs `atrest`, and says with which code it ends.
+    pub fn exit_code(&self, arguments: &[&std::ffi::OsStr]) -> i32 {
+        self.run(arguments).code().expect("atrest is not killed")
     }
 
     fn start(&self, options: &[&str]) {
@@ -89,10 +115,15 @@ impl Mounted {
     }
 
     fn atrest(&self, arguments: &[&std::ffi::OsStr]) {
+        let status = self.run(arguments);
+        assert!(status.success(), "atrest {arguments:?}: {status}\n{}", self.log_text());
+    }
+
+    fn run(&self, arguments: &[&std::ffi::OsStr]) -> std::process::ExitStatus {
         // Not captured: a daemon that inherited a pipe would keep it open.
         let log = self.log();
         let open = || std::fs::File::options().create(true).append(true).open(&log);
-        let status = Command::new(env!("CARGO_BIN_EXE_atrest"))
+        Command::new(env!("CARGO_BIN_EXE_atrest"))
             .args(arguments)
             .env("ATREST_KEYSTORE", self.scratch.path().join("keys"))
             .env("ATREST_STATE", self.scratch.path().join("state"))
@@ -100,9 +131,7 @@ impl Mounted {
             .stdout(open().expect("a log"))
             .stderr(open().expect("a log"))
             .status()
-            .expect("atrest runs");
-        let said = std::fs::read_to_string(&log).unwrap_or_default();
-        assert!(status.success(), "atrest {arguments:?}: {status}\n{said}");
+            .expect("atrest runs")
     }
 }
 

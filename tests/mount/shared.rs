@@ -129,3 +129,88 @@ fn programs_run_and_are_busy_meanwhile() {
     running.wait().unwrap();
     File::options().write(true).open(&path).unwrap();
 }
+
+/// Records of every size from several processes: none is lost, torn or interleaved.
+#[test]
+fn four_processes_append_records_of_every_size() {
+    let mounted = Mounted::new();
+    let path = mounted.join("log");
+    let program = "import os, random, sys\n\
+        log = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)\n\
+        me = os.path.basename(sys.argv[2])\n\
+        for i in range(400):\n\
+        \x20   record = ('%s %d ' % (me, i)).encode()\n\
+        \x20   record += me.encode() * random.choice([1, 100, 4096, 9000]) + b'\\n'\n\
+        \x20   assert os.write(log, record) == len(record)\n\
+        \x20   if i % 100 == 99: os.fsync(log)\n";
+    let names = ["a", "b", "c", "d"];
+    let writers: Vec<Child> =
+        names.iter().map(|name| python(program, &[&path, std::path::Path::new(name)])).collect();
+    writers.into_iter().for_each(finish);
+    mounted.remount();
+    let text = fs::read_to_string(&path).unwrap();
+    let mut seen = std::collections::BTreeMap::new();
+    for line in text.lines() {
+        let [name, number, body] = line.splitn(3, ' ').collect::<Vec<_>>()[..] else {
+            panic!("a torn record: {line:.80}");
+        };
+        assert!(body.chars().all(|letter| name == letter.to_string()), "interleaved: {line:.80}");
+        let next: &mut u32 = seen.entry(name.to_owned()).or_default();
+        assert_eq!(number, next.to_string(), "records of one process keep their order");
+        *next += 1;
+    }
+    assert_eq!(seen.values().copied().collect::<Vec<_>>(), [400; 4]);
+}
+
+/// Two processes count in one shared page, with an atomicity that only a shared page gives them,
+/// each in its own bytes; `msync` and a remount keep it all.
+#[test]
+fn two_mappings_are_one() {
+    let mounted = Mounted::new();
+    let path = mounted.join("mapped");
+    fs::write(&path, vec![0; 65_536]).unwrap();
+    let program = "import mmap, os, sys, time\n\
+        me = int(sys.argv[2])\n\
+        mapped = mmap.mmap(os.open(sys.argv[1], os.O_RDWR), 65536)\n\
+        end = time.time() + 60\n\
+        for i in range(1, 201):\n\
+        \x20   mapped[me] = i\n\
+        \x20   mapped[4096 * (i % 16) + 100 + me] = i\n\
+        \x20   while mapped[1 - me] < i:\n\
+        \x20       assert time.time() < end, 'the other was not seen'\n\
+        \x20       time.sleep(0)\n\
+        mapped.flush()\n";
+    let run = |me: &str| python(program, &[&path, std::path::Path::new(me)]);
+    let (first, second) = (run("0"), run("1"));
+    finish(first);
+    finish(second);
+    for _ in 0..2 {
+        let read = fs::read(&path).unwrap();
+        assert_eq!(read[..2], [200, 200]);
+        for page in 0..16 {
+            let last = (1..=200).rev().find(|i| i % 16 == page).unwrap() as u8;
+            assert_eq!(read[4096 * page + 100..][..2], [last, last], "page {page}");
+        }
+        mounted.remount();
+    }
+}
+
+/// `O_DIRECT` that is not aligned is taken, as the page cache's is; a disk would refuse it.
+#[test]
+fn direct_io_need_not_be_aligned() {
+    let mounted = Mounted::new();
+    if !mounted.is_atrest() {
+        return;
+    }
+    let path = mounted.join("file");
+    fs::write(&path, vec![b'.'; 20_000]).unwrap();
+    let direct = OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(&path);
+    let direct = direct.unwrap();
+    direct.write_all_at(b"direct", 4_095).unwrap();
+    let mut read = [0; 8];
+    direct.read_exact_at(&mut read, 4_094).unwrap();
+    assert_eq!(&read, b".direct.");
+    drop(direct);
+    mounted.remount();
+    assert_eq!(&fs::read(&path).unwrap()[4_094..4_102], b".direct.");
+}

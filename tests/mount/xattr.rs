@@ -149,3 +149,80 @@ fn writing_drops_capabilities() {
     fs::write(&path, "changed").unwrap();
     assert_eq!(get(&path, "security.capability"), Err(Errno::NODATA));
 }
+
+/// Names at their limit, lists at theirs, and buffers that are too small.
+#[test]
+fn names_and_lists_have_limits() {
+    let mounted = Mounted::new();
+    let path = mounted.join("file");
+    File::create(&path).unwrap();
+    let longest = format!("user.{}", "n".repeat(250));
+    setxattr(&path, &longest, b"value", XattrFlags::empty()).unwrap();
+    let longer = setxattr(&path, format!("{longest}n"), b"value", XattrFlags::empty());
+    assert_eq!(longer, Err(Errno::RANGE));
+    assert_eq!(setxattr(&path, "user.", b"1", XattrFlags::empty()), Err(Errno::INVAL));
+    assert_eq!(setxattr(&path, "nothing", b"1", XattrFlags::empty()), Err(Errno::OPNOTSUPP));
+    setxattr(&path, "user.empty", b"", XattrFlags::empty()).unwrap();
+    mounted.remount();
+    assert_eq!(get(&path, &longest).unwrap(), b"value");
+    assert_eq!(get(&path, "user.empty").unwrap(), b"");
+    let mut short = [0_u8; 4];
+    assert_eq!(getxattr(&path, &longest, &mut short[..]), Err(Errno::RANGE));
+    assert_eq!(listxattr(&path, &mut short[..]), Err(Errno::RANGE));
+    if !mounted.is_atrest() {
+        // Others have room for fewer.
+        return;
+    }
+    let mut count = 0;
+    let refused = loop {
+        let name = format!("user.{count:0>250}");
+        if let Err(error) = setxattr(&path, &name, b"", XattrFlags::empty()) {
+            break error;
+        }
+        count += 1;
+    };
+    assert_eq!(refused, Errno::NOSPC);
+    assert!((254..=256).contains(&count), "{count} names fill a list of 64 KiB");
+    let mut list = vec![0_u8; 65_536];
+    listxattr(&path, &mut list[..]).expect("what could be set can be listed");
+}
+
+/// xattr(7): `user.` is for files and directories, `trusted.` for root alone.
+#[test]
+fn namespaces_are_for_whom_they_are() {
+    let mounted = Mounted::new();
+    if !is_root() {
+        eprintln!("skipped: only root makes devices and becomes other users");
+        return;
+    }
+    use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+    let fifo = mounted.join("fifo");
+    nix::unistd::mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+    mknod(&mounted.join("device"), SFlag::S_IFCHR, Mode::S_IRWXU, makedev(1, 3)).unwrap();
+    for name in ["fifo", "device"] {
+        let path = mounted.join(name);
+        let user = setxattr(&path, "user.x", b"1", XattrFlags::empty());
+        assert_eq!(user, Err(Errno::PERM), "{name}");
+        setxattr(&path, "trusted.x", b"1", XattrFlags::empty()).unwrap();
+    }
+    let path = mounted.join("file");
+    fs::write(&path, "contents").unwrap();
+    for name in ["user.seen", "trusted.hidden", "security.seen"] {
+        setxattr(&path, name, b"1", XattrFlags::empty()).unwrap();
+    }
+    for above in mounted.path().ancestors().take_while(|path| path.starts_with("/tmp/")) {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(above, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    mounted.remount();
+    let as_user = |arguments: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=1234", "--regid=1234", "--clear-groups", "getfattr"]);
+        let output = command.args(arguments).arg(&path).output().expect("setpriv");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let listed = as_user(&["-m", "-", "--absolute-names"]);
+    assert!(listed.contains("user.seen") && !listed.contains("hidden"), "{listed}");
+    assert!(!as_user(&["-n", "trusted.hidden", "--absolute-names"]).contains("hidden"));
+    assert_eq!(get(&path, "trusted.hidden").unwrap(), b"1");
+}

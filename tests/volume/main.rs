@@ -1,9 +1,11 @@
 //! A volume over the simulated disk: what is written is read back, now and after reopening; space
 //! comes back; damage is confined.
 
+mod allocate;
 #[path = "../common/mod.rs"]
 mod common;
 mod evacuate;
+mod every;
 mod fsync;
 mod full;
 mod lost;

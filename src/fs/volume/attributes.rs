@@ -1,7 +1,7 @@
 //! Attributes: from records, and changing them.
 
 use super::edit::kind;
-use super::{Ino, VolumeTree, failed};
+use super::{Ino, VolumeTree};
 use crate::format::PAGE_BYTES;
 use crate::format::record::{Inode, Timestamp};
 use crate::fs::attr::TimeOrNow;
@@ -9,6 +9,7 @@ use crate::fs::{Attr, Error, Kind, SetAttr, Time, acl, acl::Acl};
 
 /// Unit of `st_blocks` in bytes.
 const BLOCK_BYTES: u64 = 512;
+const PAGE_BLOCKS: u64 = PAGE_BYTES as u64 / BLOCK_BYTES;
 const SET_UID: u32 = 0o4000;
 const SET_GID: u32 = 0o2000;
 const GROUP_EXECUTE: u32 = 0o010;
@@ -22,7 +23,7 @@ pub(super) fn attr(ino: Ino, inode: &Inode) -> Result<Attr, Error> {
     })?;
     let blocks = match kind {
         Kind::File | Kind::Symlink if !inode.paged => inode.size.div_ceil(BLOCK_BYTES),
-        _ => inode.pages.saturating_mul(PAGE_BYTES as u64 / BLOCK_BYTES),
+        _ => inode.pages.saturating_mul(PAGE_BLOCKS),
     };
     Ok(Attr {
         ino,
@@ -54,19 +55,25 @@ impl VolumeTree {
     pub(super) fn set_attributes(&self, ino: Ino, set: &SetAttr) -> Result<Attr, Error> {
         check_times(set)?;
         if is_nothing(set) {
-            return attr(ino, &self.inode(ino)?);
+            return self.attr(ino, &self.inode(ino)?);
         }
         if set.kill_suid {
             self.drop_capability(ino)?;
         }
+        if set.atime.is_some() {
+            self.accesses.forget(ino);
+        }
         if let Some(size) = set.size {
             let now = self.volume.now();
+            // An ACL, which has to follow the mode, is not known there: it takes a second step.
+            let has_acl = set.permissions.is_some() && self.inode(ino)?.has_xattrs;
+            let first = SetAttr { permissions: set.permissions.filter(|_| !has_acl), ..*set };
             let inode = self.resize(ino, size, &|inode| {
                 inode.mtime = now;
-                apply(inode, &SetAttr { permissions: None, uid: None, gid: None, ..*set }, now);
+                apply(inode, &first, now);
             })?;
-            if set.permissions.is_none() && set.uid.is_none() && set.gid.is_none() {
-                return attr(ino, &inode);
+            if !has_acl {
+                return self.attr(ino, &inode);
             }
         }
         self.set_record(ino, set)
@@ -79,14 +86,25 @@ impl VolumeTree {
         let now = self.volume.now();
         apply(&mut inode, set, now);
         let list = if set.permissions.is_some() { self.access_acl(ino, &inode)? } else { None };
-        let mut change = self.volume.change(true).map_err(failed("changing attributes", ino))?;
+        let mut change =
+            self.volume.change(true).map_err(self.failed("changing attributes", ino))?;
         if let Some((mut list, old_bytes)) = list {
             list.chmod(inode.mode);
             change.put_xattr(ino, acl::ACCESS, &list.encode(), Some(old_bytes));
         }
         change.put_inode(ino, &inode);
         drop(change);
-        attr(ino, &inode)
+        self.attr(ino, &inode)
+    }
+
+    /// What `stat(2)` reports of a record, with the blocks that `fallocate(2)` got it.
+    pub(super) fn attr(&self, ino: Ino, inode: &Inode) -> Result<Attr, Error> {
+        let mut attr = attr(ino, inode)?;
+        if attr.kind == Kind::File {
+            let promised = self.volume.promised_pages(ino).saturating_mul(PAGE_BLOCKS);
+            attr.blocks = attr.blocks.saturating_add(promised);
+        }
+        Ok(attr)
     }
 
     /// The access ACL of an inode and the length of its encoding.
@@ -104,7 +122,8 @@ impl VolumeTree {
         let _locks = self.volume.lock_inodes(&[ino]);
         let mut inode = self.inode(ino)?;
         edit(&mut inode);
-        let mut change = self.volume.change(true).map_err(failed("changing attributes", ino))?;
+        let mut change =
+            self.volume.change(true).map_err(self.failed("changing attributes", ino))?;
         change.put_inode(ino, &inode);
         Ok(())
     }
@@ -159,25 +178,10 @@ fn timestamp(time: Time) -> Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fs::volume::namespace::test_inode;
 
     fn inode(mode: u32) -> Inode {
-        let zero = Timestamp::default();
-        Inode {
-            mode,
-            links: 1,
-            uid: 1,
-            gid: 2,
-            rdev: 0,
-            paged: false,
-            has_xattrs: false,
-            size: 513,
-            pages: 0,
-            atime: zero,
-            mtime: zero,
-            ctime: zero,
-            btime: zero,
-            parent: 0,
-        }
+        Inode { mode, size: 513, ..test_inode() }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::attributes::kill_suid;
 use super::edit::kind;
-use super::{Ino, VolumeTree, failed_at};
+use super::{Ino, VolumeTree};
 use crate::format::PAGE_BYTES;
 use crate::format::record::Inode;
 use crate::fs::{Allocate, Error, Kind, Seek};
@@ -11,6 +11,7 @@ use crate::fs::{Allocate, Error, Kind, Seek};
 /// holds.
 pub const SIZE_BYTES_MAX: u64 = i64::MAX as u64 / PAGE_BYTES as u64 * PAGE_BYTES as u64;
 
+const PAGE: u64 = PAGE_BYTES as u64;
 /// Piece in which ranges are copied.
 const COPY_PIECE_BYTES: usize = 1 << 20;
 /// Data copied by one call at most, so that it ends in a fraction of a second; `copy_file_range(2)`
@@ -73,7 +74,9 @@ impl VolumeTree {
         buffer: &mut Vec<u8>,
     ) -> Result<(), Error> {
         self.file(ino)?;
-        self.volume.read(ino, offset, length, buffer).map_err(failed_at("reading", ino, offset))
+        self.volume
+            .read(ino, offset, length, buffer)
+            .map_err(self.failed_at("reading", ino, offset))
     }
 
     pub(super) fn write_content(
@@ -101,7 +104,7 @@ impl VolumeTree {
                     kill_suid(inode);
                 }
             })
-            .map_err(failed_at("writing", ino, offset))
+            .map_err(self.failed_at("writing", ino, offset))
     }
 
     /// Sets the size.
@@ -114,7 +117,14 @@ impl VolumeTree {
         end(size, 0)?;
         self.file(ino)?;
         let _size = self.size_lock(ino).write();
-        self.volume.truncate(ino, size, touch).map_err(failed_at("truncating", ino, size))
+        let old_size = self.file(ino)?.size;
+        let inode = self.volume.truncate(ino, size, touch);
+        let inode = inode.map_err(self.failed_at("truncating", ino, size))?;
+        if size <= old_size {
+            // As on ext4, also what was allocated behind the end.
+            self.volume.forgo(ino, size.div_ceil(PAGE)..u64::MAX);
+        }
+        Ok(inode)
     }
 
     pub(super) fn allocate(
@@ -146,34 +156,44 @@ impl VolumeTree {
                 inode.mtime = now;
             }
         };
-        if changes_bytes {
-            self.clear(Position { ino, offset }, end, size, &touch)?;
-        } else {
-            let reserve = self.volume.reserve(ino, offset, length);
-            reserve.map_err(failed_at("reserving space for", ino, offset))?;
+        match what {
+            Allocate::Reserve { .. } => {
+                let reserved = self.volume.reserve(ino, offset, length);
+                reserved.map_err(self.failed_at("reserving space for", ino, offset))?;
+                if grows {
+                    let grown = self.volume.truncate(ino, end, &touch);
+                    return grown.map(drop).map_err(self.failed_at("growing", ino, end));
+                }
+                self.touch(ino, &touch)
+            }
+            Allocate::Punch => {
+                let punched = self.volume.punch(ino, offset, length, &touch);
+                punched.map_err(self.failed_at("punching", ino, offset))?;
+                self.volume.forgo(ino, offset.div_ceil(PAGE)..end / PAGE);
+                Ok(())
+            }
+            Allocate::Zero { .. } => {
+                let reserved = self.volume.reserve_zeroed(ino, offset, length);
+                reserved.map_err(self.failed_at("reserving space for", ino, offset))?;
+                let size = if grows { end } else { 0 };
+                self.volume.zero(ino, offset, length, size, &touch).map_err(|error| {
+                    // What still has content holds no promise.
+                    self.volume.forgo(ino, offset.div_ceil(PAGE)..end / PAGE);
+                    self.failed_at("zeroing", ino, offset)(error)
+                })
+            }
         }
-        if grows {
-            self.volume.truncate(ino, end, &touch).map_err(failed_at("growing", ino, end))?;
-            return Ok(());
-        }
-        self.touch(ino, &touch)
     }
 
-    /// Makes a range read as zeros; `size` is that of the file and stays.
-    fn clear(
-        &self,
-        at: Position,
-        end: u64,
-        size: u64,
-        touch: &dyn Fn(&mut Inode),
-    ) -> Result<(), Error> {
-        let end = end.min(size.checked_next_multiple_of(PAGE_BYTES as u64).unwrap_or(size));
+    /// Makes a hole of a range; `size` is that of the file and stays.
+    fn clear(&self, at: Position, end: u64, size: u64) -> Result<(), Error> {
+        let end = end.min(size.checked_next_multiple_of(PAGE).unwrap_or(size));
         if at.offset >= end {
             return Ok(());
         }
         self.volume
-            .punch(at.ino, at.offset, end - at.offset, touch)
-            .map_err(failed_at("punching", at.ino, at.offset))
+            .punch(at.ino, at.offset, end - at.offset, &|_| {})
+            .map_err(self.failed_at("punching", at.ino, at.offset))
     }
 
     pub(super) fn seek_content(&self, ino: Ino, offset: u64, what: Seek) -> Result<u64, Error> {
@@ -185,7 +205,7 @@ impl VolumeTree {
 
     fn next(&self, at: Position, data: bool) -> Result<Option<u64>, Error> {
         let next = self.volume.seek(at.ino, at.offset, data);
-        next.map_err(failed_at("seeking in", at.ino, at.offset))
+        next.map_err(self.failed_at("seeking in", at.ino, at.offset))
     }
 
     /// Copies data in pieces and leaves out holes, which become holes of the target.
@@ -219,7 +239,9 @@ impl VolumeTree {
         // The size is what was there, or the end of what was copied: a hole at the end does not
         // grow it.
         let size = target_size.max(to.offset + copied);
-        self.volume.truncate(to.ino, size, &touch).map_err(failed_at("growing", to.ino, size))?;
+        self.volume
+            .truncate(to.ino, size, &touch)
+            .map_err(self.failed_at("growing", to.ino, size))?;
         Ok(copied)
     }
 
@@ -239,7 +261,7 @@ impl VolumeTree {
             let data = self.next(source, true)?.unwrap_or(u64::MAX);
             if data > source.offset {
                 let hole = rest.min(data - source.offset);
-                self.clear(target, target.offset + hole, target_size, &|_| {})?;
+                self.clear(target, target.offset + hole, target_size)?;
                 copied += hole;
                 continue;
             }
@@ -247,15 +269,16 @@ impl VolumeTree {
             let piece = rest.min(hole.saturating_sub(source.offset)).min(COPY_PIECE_BYTES as u64);
             self.volume
                 .read(source.ino, source.offset, piece as usize, &mut buffer)
-                .map_err(failed_at("reading", source.ino, source.offset))?;
+                .map_err(self.failed_at("reading", source.ino, source.offset))?;
             if buffer.is_empty() {
                 break;
             }
-            self.volume.write(target.ino, target.offset, &buffer, &|_| {}).map_err(failed_at(
-                "writing",
-                target.ino,
-                target.offset,
-            ))?;
+            let written = self.volume.write(target.ino, target.offset, &buffer, &|_| {});
+            match written.map_err(self.failed_at("writing", target.ino, target.offset)) {
+                // As write(2): what there is space for is copied, and said.
+                Err(Error::NoSpace | Error::QuotaExceeded) if copied > 0 => break,
+                written => written?,
+            }
             copied += buffer.len() as u64;
             data_bytes += buffer.len() as u64;
         }

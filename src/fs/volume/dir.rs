@@ -1,8 +1,7 @@
 //! Reading names: lookup, listing, link targets.
 
-use super::attributes::attr;
 use super::edit::kind;
-use super::{Ino, VolumeTree, failed};
+use super::{Ino, VolumeTree};
 use crate::format::record::{Entry, Inode};
 use crate::fs::{Attr, DirEntry, Error, Kind, name};
 
@@ -16,7 +15,7 @@ impl VolumeTree {
         if name == b"." || name == b".." {
             let directory = self.directory(parent)?;
             let ino = if name == b"." { parent } else { directory.parent };
-            return attr(ino, &self.inode(ino)?);
+            return self.attr(ino, &self.inode(ino)?);
         }
         name::check(name)?;
         let mut last = None;
@@ -29,7 +28,7 @@ impl VolumeTree {
                 // Between the two reads the entry may have gone, and its inode with it.
                 Err(Error::Stale) if last != Some(entry) => last = Some(entry),
                 Err(Error::Stale) => return Err(dangling(parent, &entry)),
-                found => return attr(entry.ino, &found?),
+                found => return self.attr(entry.ino, &found?),
             }
         }
     }
@@ -44,8 +43,9 @@ impl VolumeTree {
         let directory = self.directory(ino)?;
         // An entry whose attributes cannot be read is still listed: the rest of the directory is
         // not to suffer, and looking it up says what is wrong.
-        let attr_of =
-            |ino| if with_attr { self.inode(ino).and_then(|i| attr(ino, &i)).ok() } else { None };
+        let attr_of = |ino| {
+            if with_attr { self.inode(ino).and_then(|i| self.attr(ino, &i)).ok() } else { None }
+        };
         let dots = [(COOKIE_SELF, ino, &b"."[..]), (COOKIE_PARENT, directory.parent, b"..")];
         for (dot, ino, name) in dots.into_iter().filter(|(dot, ..)| *dot > cookie) {
             let kind = Kind::Directory;
@@ -62,7 +62,7 @@ impl VolumeTree {
                 };
                 visit(&DirEntry { ino, kind, name, cookie, attr: attr_of(ino) })
             })
-            .map_err(failed("listing the entries", ino))?;
+            .map_err(self.failed("listing the entries", ino))?;
         match unknown {
             None => Ok(()),
             Some((child, kind)) => Err(Error::Io {
@@ -76,7 +76,7 @@ impl VolumeTree {
         if kind(&self.inode(ino)?) != Some(Kind::Symlink) {
             return Err(Error::Invalid("not a symbolic link"));
         }
-        self.volume.inline(ino).map_err(failed("reading the link target", ino))
+        self.volume.inline(ino).map_err(self.failed("reading the link target", ino))
     }
 
     /// The record of a directory.
@@ -86,7 +86,7 @@ impl VolumeTree {
     }
 
     pub(super) fn entry(&self, parent: Ino, name: &[u8]) -> Result<Option<Entry>, Error> {
-        self.volume.entry(parent, name).map_err(failed("looking up an entry", parent))
+        self.volume.entry(parent, name).map_err(self.failed("looking up an entry", parent))
     }
 }
 

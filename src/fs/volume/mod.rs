@@ -12,6 +12,7 @@
 //! 2. `sizes`: whoever computes a size from the size there is, against writers of the same file.
 //! 3. The volume's own, see [`Volume`].
 
+mod access;
 mod attributes;
 mod content;
 mod dir;
@@ -30,6 +31,7 @@ use super::{
 };
 use crate::format::record::Inode;
 use crate::volume::{self, Volume};
+use access::Accesses;
 use handle::Handles;
 
 pub use content::SIZE_BYTES_MAX;
@@ -45,6 +47,7 @@ const SIZE_LOCKS: usize = 64;
 pub struct VolumeTree {
     volume: Arc<Volume>,
     handles: Handles,
+    accesses: Arc<Accesses>,
     /// Keeps the ancestors of directories as they are while one is checked not to be moved below
     /// itself (the kernel's `s_vfs_rename_mutex`).
     moves: Mutex<()>,
@@ -56,7 +59,10 @@ impl VolumeTree {
     /// Serves `volume`. Call [`recover`] first if it was just opened.
     pub fn new(volume: Arc<Volume>) -> Self {
         let sizes = [const { RwLock::new(()) }; SIZE_LOCKS];
-        Self { volume, handles: Handles::default(), moves: Mutex::new(()), sizes }
+        let accesses = Arc::new(Accesses::default());
+        let waiting = accesses.clone();
+        volume.before_epoch(Box::new(move |volume, has_work| waiting.put(volume, has_work)));
+        Self { volume, handles: Handles::default(), accesses, moves: Mutex::new(()), sizes }
     }
 
     /// Keeps every inode that loses its last name until [`Tree::forget`] says that nobody holds it.
@@ -68,7 +74,12 @@ impl VolumeTree {
     }
 
     fn inode(&self, ino: Ino) -> Result<Inode, Error> {
-        self.volume.inode(ino).map_err(failed("reading the attributes", ino))?.ok_or(Error::Stale)
+        let inode = self.volume.inode(ino).map_err(self.failed("reading the attributes", ino))?;
+        let mut inode = inode.ok_or(Error::Stale)?;
+        if let Some(at) = self.accesses.get(ino) {
+            inode.atime = inode.atime.max(at);
+        }
+        Ok(inode)
     }
 
     /// Discards an inode that has no name and is not open. What asked for it has succeeded already,
@@ -76,6 +87,24 @@ impl VolumeTree {
     fn discard(&self, ino: Ino) {
         if let Err(error) = self.volume.discard(ino) {
             log::warn!("inode {ino} has no name and could not be discarded: {error}");
+        }
+    }
+
+    /// See [`failed`].
+    fn failed(&self, what: &'static str, ino: Ino) -> impl FnOnce(volume::Error) -> Error + '_ {
+        failed(&self.volume, what, ino)
+    }
+
+    /// As [`failed`], with the offset in bytes.
+    fn failed_at(
+        &self,
+        what: &'static str,
+        ino: Ino,
+        offset: u64,
+    ) -> impl FnOnce(volume::Error) -> Error + '_ {
+        move |error| {
+            let what = || format!("{what} inode {ino} at offset {offset} failed");
+            explain(&self.volume, error, what)
         }
     }
 
@@ -91,7 +120,7 @@ impl VolumeTree {
 /// [`Error::Io`] if the list cannot be read.
 pub fn recover(volume: &Volume) -> Result<u64, Error> {
     let mut discarded = 0;
-    for ino in volume.orphans().map_err(failed("listing nameless inodes", ROOT))? {
+    for ino in volume.orphans().map_err(failed(volume, "listing nameless inodes", ROOT))? {
         match volume.discard(ino) {
             Ok(()) => discarded += 1,
             Err(error) => log::warn!("inode {ino} has no name and cannot be discarded: {error}"),
@@ -101,17 +130,17 @@ pub fn recover(volume: &Volume) -> Result<u64, Error> {
 }
 
 /// Makes the caller's error of a volume's: what was attempted, and on which inode.
-fn failed(what: &'static str, ino: Ino) -> impl FnOnce(volume::Error) -> Error {
-    move |error| explain(error, || format!("{what} of inode {ino} failed"))
+fn failed<'a>(
+    volume: &'a Volume,
+    what: &'static str,
+    ino: Ino,
+) -> impl FnOnce(volume::Error) -> Error + 'a {
+    move |error| explain(volume, error, || format!("{what} of inode {ino} failed"))
 }
 
-/// As [`failed`], with the offset in bytes.
-fn failed_at(what: &'static str, ino: Ino, offset: u64) -> impl FnOnce(volume::Error) -> Error {
-    move |error| explain(error, || format!("{what} inode {ino} at offset {offset} failed"))
-}
-
-fn explain(error: volume::Error, what: impl FnOnce() -> String) -> Error {
+fn explain(volume: &Volume, error: volume::Error, what: impl FnOnce() -> String) -> Error {
     match error {
+        volume::Error::NoSpace if volume.is_over_quota() => Error::QuotaExceeded,
         volume::Error::NoSpace => Error::NoSpace,
         volume::Error::NoInode(_) => Error::Stale,
         volume::Error::TooLarge => Error::TooLarge,
@@ -137,7 +166,7 @@ impl Tree for VolumeTree {
     }
 
     fn getattr(&self, ino: Ino) -> Result<Attr, Error> {
-        attributes::attr(ino, &self.inode(ino)?)
+        self.attr(ino, &self.inode(ino)?)
     }
 
     fn setattr(&self, ino: Ino, change: &SetAttr) -> Result<Attr, Error> {
@@ -200,6 +229,10 @@ impl Tree for VolumeTree {
         self.open_file(ino, truncate, kill_suid)
     }
 
+    fn accessed(&self, ino: Ino, is_changing: bool) -> Result<bool, Error> {
+        self.note_access(ino, is_changing)
+    }
+
     fn create(
         &self,
         caller: Caller,
@@ -251,12 +284,26 @@ impl Tree for VolumeTree {
         Ok(())
     }
 
-    fn fsync(&self, ino: Ino, _handle: u64, _data_only: bool) -> Result<(), Error> {
-        self.volume.sync_file(ino).map_err(failed("syncing", ino))
+    fn fsync(&self, ino: Ino, _handle: u64, data_only: bool) -> Result<(), Error> {
+        if !data_only {
+            self.put_access(ino)?;
+        }
+        self.volume.sync_file(ino).map_err(self.failed("syncing", ino))
+    }
+
+    fn try_fsync(&self, ino: Ino, _handle: u64, data_only: bool) -> Option<Result<(), Error>> {
+        if !data_only {
+            if let Err(error) = self.put_access(ino) {
+                return Some(Err(error));
+            }
+        }
+        Some(self.volume.try_sync_file(ino)?.map_err(self.failed("syncing", ino)))
     }
 
     fn sync(&self) -> Result<(), Error> {
-        self.volume.sync().map_err(|error| explain(error, || "syncing the volume failed".into()))
+        self.accesses.put(&self.volume, true);
+        let what = || "syncing the volume failed".into();
+        self.volume.sync().map_err(|error| explain(&self.volume, error, what))
     }
 
     fn readdir(

@@ -15,12 +15,13 @@ const SET_GROUP_ID: u32 = libc::S_ISGID;
 /// [`Error::Exists`] if there is one; [`Error::NoSpace`]; [`Error::Io`].
 pub fn make_root(volume: &Volume, uid: u32, gid: u32, mode: u32) -> Result<(), Error> {
     let _locks = volume.lock_inodes(&[ROOT]);
-    if volume.inode(ROOT).map_err(failed("reading the attributes", ROOT))?.is_some() {
+    if volume.inode(ROOT).map_err(failed(volume, "reading the attributes", ROOT))?.is_some() {
         return Err(Error::Exists);
     }
     let mut inode = blank(volume, libc::S_IFDIR | mode & 0o7777);
     inode = Inode { uid, gid, parent: ROOT, ..inode };
-    let mut change = volume.change(false).map_err(failed("creating the root directory", ROOT))?;
+    let mut change =
+        volume.change(false).map_err(failed(volume, "creating the root directory", ROOT))?;
     change.put_inode(ROOT, &inode);
     change.count_inodes(1);
     Ok(())
@@ -121,7 +122,8 @@ impl VolumeTree {
         let mut born = self.conceive(caller, parent, &directory, &node)?;
         born.inode.links = 0;
         let ino = self.volume.new_ino();
-        let mut change = self.volume.change(false).map_err(failed("creating a file", parent))?;
+        let mut change =
+            self.volume.change(false).map_err(self.failed("creating a file", parent))?;
         born.put(&mut change, ino);
         change.put_orphan(ino);
         change.count_inodes(1);
@@ -151,13 +153,14 @@ impl VolumeTree {
         let born = self.conceive(caller, parent, &directory, node)?;
         let (ino, cookie) = (self.volume.new_ino(), self.volume.new_cookie());
         let stored = self.volume.check_new(ino, parent, cookie);
-        stored.map_err(failed("adding an entry", parent))?;
+        stored.map_err(self.failed("adding an entry", parent))?;
         let kind = kind(&born.inode).ok_or(Error::Invalid("a mode without a type"))?;
         let subdirectories = i32::from(kind == Kind::Directory);
         touch_directory(edits.of(parent), self.volume.now(), 1, subdirectories)?;
         let attr = attr(ino, &born.inode)?;
 
-        let mut change = self.volume.change(false).map_err(failed("adding an entry", parent))?;
+        let mut change =
+            self.volume.change(false).map_err(self.failed("adding an entry", parent))?;
         let result = opened(ino);
         born.put(&mut change, ino);
         change.put_entry(parent, name, &Entry { ino, cookie, kind: kind.as_type() });
@@ -247,7 +250,8 @@ impl VolumeTree {
         let cookie = self.volume.new_cookie();
         touch_directory(edits.of(parent), now, 1, 0)?;
 
-        let mut change = self.volume.change(false).map_err(failed("adding an entry", parent))?;
+        let mut change =
+            self.volume.change(false).map_err(self.failed("adding an entry", parent))?;
         edits.put(&mut change);
         change.put_entry(parent, name, &Entry { ino, cookie, kind: kind.as_type() });
         if is_nameless {
@@ -291,7 +295,8 @@ impl VolumeTree {
         let subdirectories = -i32::from(is_directory(entry.kind));
         touch_directory(edits.of(parent), now, -1, subdirectories)?;
 
-        let mut change = self.volume.change(true).map_err(failed("removing an entry", parent))?;
+        let mut change =
+            self.volume.change(true).map_err(self.failed("removing an entry", parent))?;
         change.delete_entry(parent, name, entry.cookie);
         edits.put(&mut change);
         if is_gone {
@@ -339,6 +344,28 @@ pub(super) fn blank(volume: &Volume, mode: u32) -> Inode {
         mtime: now,
         ctime: now,
         btime: now,
+        parent: 0,
+    }
+}
+
+/// An inode for tests of what looks at one record only.
+#[cfg(test)]
+pub(super) fn test_inode() -> Inode {
+    let zero = crate::format::record::Timestamp::default();
+    Inode {
+        mode: libc::S_IFREG | 0o644,
+        links: 1,
+        uid: 1,
+        gid: 2,
+        rdev: 0,
+        paged: false,
+        has_xattrs: false,
+        size: 0,
+        pages: 0,
+        atime: zero,
+        mtime: zero,
+        ctime: zero,
+        btime: zero,
         parent: 0,
     }
 }

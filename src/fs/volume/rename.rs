@@ -2,7 +2,7 @@
 
 use super::edit::{Edits, is_directory, touch_directory};
 use super::namespace::{blank, lose_name};
-use super::{Ino, VolumeTree, failed};
+use super::{Ino, VolumeTree};
 use crate::format::record::{Entry, Inode};
 use crate::fs::{Error, Kind, RenameFlags, name};
 
@@ -145,7 +145,7 @@ impl VolumeTree {
             }
         }
         let mut change =
-            self.volume.change(true).map_err(failed("exchanging entries", rename.parent))?;
+            self.volume.change(true).map_err(self.failed("exchanging entries", rename.parent))?;
         edits.put(&mut change);
         let moved = Entry { cookie: target.cookie, ..*source };
         change.put_entry(rename.new_parent, rename.new_name, &moved);
@@ -188,7 +188,7 @@ impl VolumeTree {
         let mut change = self
             .volume
             .change(whiteout.is_none())
-            .map_err(failed("renaming an entry", rename.parent))?;
+            .map_err(self.failed("renaming an entry", rename.parent))?;
         edits.put(&mut change);
         change.put_entry(rename.new_parent, rename.new_name, &Entry { cookie, ..source });
         match whiteout {

@@ -1,7 +1,7 @@
 //! Extended attributes, and ACLs as the kernel hands them over: as extended attributes.
 
 use super::edit::kind;
-use super::{Ino, VolumeTree, failed};
+use super::{Ino, VolumeTree};
 use crate::format::record::Inode;
 use crate::fs::{Error, Kind, acl, acl::Acl};
 
@@ -73,7 +73,7 @@ impl VolumeTree {
         inode.ctime = self.volume.now();
         let shrinks = old_bytes.is_some_and(|old_bytes| old_bytes >= value.len());
         let change = self.volume.change(shrinks);
-        let mut change = change.map_err(failed("setting an extended attribute", ino))?;
+        let mut change = change.map_err(self.failed("setting an extended attribute", ino))?;
         change.put_xattr(ino, name, &value, old_bytes);
         change.put_inode(ino, &inode);
         Ok(())
@@ -110,7 +110,7 @@ impl VolumeTree {
         inode.has_xattrs = names.iter().any(|other| other != name);
         inode.ctime = self.volume.now();
         let change = self.volume.change(true);
-        let mut change = change.map_err(failed("removing an extended attribute", ino))?;
+        let mut change = change.map_err(self.failed("removing an extended attribute", ino))?;
         if let Some(old_bytes) = old_bytes {
             change.delete_xattr(ino, name, old_bytes);
         }
@@ -134,14 +134,14 @@ impl VolumeTree {
         if !inode.has_xattrs {
             return Ok(None);
         }
-        self.volume.xattr(ino, name).map_err(failed("reading an extended attribute", ino))
+        self.volume.xattr(ino, name).map_err(self.failed("reading an extended attribute", ino))
     }
 
     fn xattr_names(&self, ino: Ino, inode: &Inode) -> Result<Vec<Vec<u8>>, Error> {
         if !inode.has_xattrs {
             return Ok(Vec::new());
         }
-        self.volume.xattr_names(ino).map_err(failed("listing the extended attributes", ino))
+        self.volume.xattr_names(ino).map_err(self.failed("listing the extended attributes", ino))
     }
 }
 

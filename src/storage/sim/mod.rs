@@ -41,6 +41,8 @@ struct Disk {
     operations: u64,
     fuse: Option<u64>,
     capacity_bytes: u64,
+    /// What is said when it is used up.
+    full_errno: i32,
     faults: Vec<Fault>,
 }
 
@@ -78,6 +80,7 @@ impl SimDisk {
             operations: 0,
             fuse: None,
             capacity_bytes: CAPACITY_BYTES,
+            full_errno: libc::ENOSPC,
             faults: Vec::new(),
         }))
     }
@@ -147,6 +150,11 @@ impl SimDisk {
     /// nothing.
     pub fn set_capacity(&self, bytes: u64) {
         self.0.lock().capacity_bytes = bytes;
+    }
+
+    /// Makes what does not fit fail with `EDQUOT`, as where a quota sets the capacity.
+    pub fn set_quota(&self) {
+        self.0.lock().full_errno = libc::EDQUOT;
     }
 
     /// Makes a sync of `file` fail after `skip` good ones. What it should have made durable meets
@@ -241,7 +249,7 @@ impl Disk {
     fn check_room(&self, file: FileId, offset: u64, bytes: u64) -> io::Result<()> {
         let missing_bytes = self.content(file)?.missing_bytes(offset, bytes);
         if missing_bytes > 0 && self.free_bytes() < missing_bytes {
-            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+            return Err(io::Error::from_raw_os_error(self.full_errno));
         }
         Ok(())
     }
