@@ -359,15 +359,10 @@ impl Log {
             state.head = state.head.next_multiple_of(BLOCK_BYTES);
             if complete { state.head } else { through }
         };
-<<<<<<< HEAD
         if !defect::active(Defect::NoFlush) {
             self.storage.sync(FileId::Log)?;
         }
-        self.durable.fetch_max(end, Ordering::AcqRel);
-=======
-        self.storage.sync(FileId::Log)?;
         self.durable.fetch_max(durable, Ordering::AcqRel);
->>>>>>> main
         Ok(true)
     }
 

@@ -478,17 +478,13 @@ impl Volume {
             added += u64::from(old.is_none());
             replaced += u64::from(old.is_some());
         }
-<<<<<<< HEAD
         if defect::active(Defect::SizeBeforeContent) {
             let size = inode.size.max(end.unwrap_or(0));
             self.change(true)?.put_inode(ino, &Inode { size, ..inode });
         }
-        let mut change = self.change(added == 0)?;
-=======
         let pages = placed.first_page..placed.first_page + count;
         let mut change = self.change(added == self.promises.count(ino, &pages))?;
         self.keep_promise(ino, pages);
->>>>>>> main
         for (run, map) in &maps {
             self.cuts.revive(ino, *run, &mut change);
             change.put_map(self.cipher, ino, *run, map);
