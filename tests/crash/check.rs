@@ -67,7 +67,7 @@ pub fn check(
     let Reached { synced, under_way } = Reached::of(crash.marks, recording.steps.len());
     let whole = Arc::new(image.fork());
     let opened = open(&recording.volumes, &image)?;
-    let found = look(&opened.tree)?;
+    let found = look(&opened.tree, &opened.volume)?;
     if !is_possible(recording, synced, under_way, &found) {
         let what = explain(recording, synced, under_way, &found);
         return Err(format!("after step {synced} was synced, in step {under_way}: {what}"));
@@ -147,7 +147,8 @@ fn no_damage(volume: &Volume) -> Result<(), String> {
 /// all records agree, and no slot is used twice or leaked.
 fn opened_again(recording: &Recording, image: &Arc<SimDisk>, found: &State) -> Result<(), String> {
     let opened = open(&recording.volumes, image).map_err(|error| format!("again: {error}"))?;
-    let seen = look(&opened.tree).map_err(|error| format!("opened again: {error}"))?;
+    let seen =
+        look(&opened.tree, &opened.volume).map_err(|error| format!("opened again: {error}"))?;
     if seen != *found {
         return Err(format!("opened again, it shows:\n{}", difference(found, &seen)));
     }
@@ -156,7 +157,8 @@ fn opened_again(recording: &Recording, image: &Arc<SimDisk>, found: &State) -> R
     let opened = open(&recording.volumes, image).map_err(|error| format!("synced: {error}"))?;
     end_epoch(&opened)?;
     sound(&opened.volume)?;
-    let seen = look(&opened.tree).map_err(|error| format!("with the epoch ended: {error}"))?;
+    let seen = look(&opened.tree, &opened.volume)
+        .map_err(|error| format!("with the epoch ended: {error}"))?;
     if seen == *found {
         return Ok(());
     }
@@ -219,7 +221,8 @@ fn way_back(
     image.flip_bit(file, 2000, 1);
     let opened =
         open(&recording.volumes, &image).map_err(|error| format!("no way back: {error}"))?;
-    let seen = look(&opened.tree).map_err(|error| format!("the way back: {error}"))?;
+    let seen =
+        look(&opened.tree, &opened.volume).map_err(|error| format!("the way back: {error}"))?;
     if is_possible(recording, 0, under_way.max(synced), &seen) {
         return Ok(());
     }
@@ -234,7 +237,8 @@ fn go_on(recording: &Recording, image: &Arc<SimDisk>, found: &State) -> Result<(
     for round in 0..2u8 {
         let opened =
             open(&recording.volumes, image).map_err(|error| format!("going on: {error}"))?;
-        let seen = look(&opened.tree).map_err(|error| format!("going on: {error}"))?;
+        let seen =
+            look(&opened.tree, &opened.volume).map_err(|error| format!("going on: {error}"))?;
         if seen != expected {
             return Err(format!("going on, it shows:\n{}", difference(&expected, &seen)));
         }
@@ -252,7 +256,7 @@ fn go_on(recording: &Recording, image: &Arc<SimDisk>, found: &State) -> Result<(
             opened.tree.write(attr.ino, 4096, &[0x77; 4096], false).map_err(failed)?;
             opened.tree.sync().map_err(failed)?;
         }
-        expected = look(&opened.tree)?;
+        expected = look(&opened.tree, &opened.volume)?;
         let kept = expected.iter().filter(|(path, _)| !path.starts_with("/going-on"));
         let rest = kept.filter(|(path, _)| !path.is_empty());
         if !rest.eq(found.iter().filter(|(path, _)| !path.is_empty())) {
@@ -260,7 +264,7 @@ fn go_on(recording: &Recording, image: &Arc<SimDisk>, found: &State) -> Result<(
         }
     }
     let opened = open(&recording.volumes, image).map_err(|error| format!("went on: {error}"))?;
-    let seen = look(&opened.tree).map_err(|error| format!("went on: {error}"))?;
+    let seen = look(&opened.tree, &opened.volume).map_err(|error| format!("went on: {error}"))?;
     if seen != expected {
         return Err(format!("went on, it shows:\n{}", difference(&expected, &seen)));
     }
@@ -281,7 +285,7 @@ fn cut_recovery(recording: &Recording, image: &Arc<SimDisk>, found: &State) -> R
         disk.replay(),
         |_, image| {
             let opened = open(&recording.volumes, &image)?;
-            let seen = look(&opened.tree)?;
+            let seen = look(&opened.tree, &opened.volume)?;
             if seen == *found { Ok(()) } else { Err(difference(found, &seen)) }
         },
         None,

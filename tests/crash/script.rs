@@ -234,7 +234,7 @@ pub fn record(
     for _ in 0..2 {
         runner.end_epoch().map_err(|error| failed(error.to_string()))?;
     }
-    let after = look(&runner.tree).map_err(failed)?;
+    let after = look(&runner.tree, &runner.volume).map_err(failed)?;
     runner.steps.lock().push(Step { op: Op::Sync, between: Vec::new(), after, error: None });
     disk.start_recording();
     seam.arm();
@@ -261,7 +261,8 @@ impl Runner {
         }
         self.seam.under_way(number);
         let done = self.perform(op);
-        let after = look(&self.tree).map_err(|error| format!("looking after it: {error}"))?;
+        let after =
+            look(&self.tree, &self.volume).map_err(|error| format!("looking after it: {error}"))?;
         let between = if done.is_ok() { between(op, &before, &after) } else { Vec::new() };
         let error = done.as_ref().err().map(ToString::to_string);
         if error.is_some() && !self.may_fail {

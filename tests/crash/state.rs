@@ -1,8 +1,10 @@
 //! Everything that can be observed of a tree, and what may be seen between the steps of the few
 //! operations that take several.
 
+use atrest::format::PAGE_BYTES;
 use atrest::fs::volume::VolumeTree;
 use atrest::fs::{Attr, Ino, Kind, Seek, Tree};
+use atrest::volume::Volume;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -33,10 +35,14 @@ pub type State = BTreeMap<String, Node>;
 ///
 /// # Errors
 /// If anything cannot be read, or contradicts something else that was read.
-pub fn look(tree: &VolumeTree) -> Result<State, String> {
+pub fn look(tree: &VolumeTree, volume: &Volume) -> Result<State, String> {
     let mut state = State::new();
     state.insert(String::new(), look_at(tree, ROOT, 0, "/")?);
     look_below(tree, ROOT, "", &mut state)?;
+    // Space that fallocate(2) promised counts as blocks while the volume is open, and no longer.
+    for node in state.values_mut().filter(|node| node.attr.kind == Kind::File) {
+        node.attr.blocks -= volume.promised_pages(node.attr.ino) * (PAGE_BYTES as u64 / 512);
+    }
     Ok(state)
 }
 

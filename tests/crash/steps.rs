@@ -102,7 +102,7 @@ impl Steps<'_> {
                     (node.cookie, node.attr.permissions) = (cookie, mode);
                 });
             }
-            Op::Allocate { offset, length, what, .. } => self.allocate(*offset, *length, *what),
+            Op::Allocate { offset, length, what, .. } => self.allocate(offset + length, *what),
             Op::Copy { from, from_offset, to_offset, length, .. } => {
                 let source = before.get(&format!("/{from}")).map(File::of);
                 self.copy(source, *from_offset, *to_offset, *length);
@@ -126,24 +126,12 @@ impl Steps<'_> {
         }
     }
 
-    fn allocate(&mut self, offset: u64, length: u64, what: Allocate) {
-        let (size, end) = (self.file().content.len() as u64, offset + length);
-        let (clears, keep_size) = match what {
-            Allocate::Reserve { keep_size } => (false, keep_size),
-            Allocate::Punch => (true, true),
-            Allocate::Zero { keep_size } => (true, keep_size),
+    fn allocate(&mut self, end: u64, what: Allocate) {
+        let size = self.file().content.len() as u64;
+        let keep_size = match what {
+            Allocate::Punch => true,
+            Allocate::Reserve { keep_size } | Allocate::Zero { keep_size } => keep_size,
         };
-        if clears && offset < size.next_multiple_of(PAGE) {
-            let mut file = self.file();
-            file.clear(offset, end);
-            let new = self.new.attr;
-            self.now.ctime = None;
-            self.step(|node| {
-                file.show(node);
-                (node.attr.mtime, node.attr.ctime) = (new.mtime, new.ctime);
-                node.attr.permissions = new.permissions;
-            });
-        }
         if !keep_size && end > size.max(INLINE_BYTES_MAX) {
             self.make_paged();
         }
