@@ -14,6 +14,7 @@ mod matrix;
 mod script;
 mod scripts;
 mod seam;
+mod space;
 mod state;
 mod steps;
 mod toy;
