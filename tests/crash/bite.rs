@@ -86,7 +86,6 @@ fn wrongs() -> Vec<(Wrong, &'static [&'static str])> {
         (Wrong::HalfWrite(Class::Log, 4), logged),
         (Wrong::WriteBehindSync(Class::Log), logged),
         (Wrong::WriteBehindSync(Class::Superblock), epochs),
-        (Wrong::WriteTooMuch(Class::Data), &["freed_slot_between_used_ones"]),
         (Wrong::ConfigBehindSuperblock, &["key_rotation"]),
         (Wrong::NoConfig, &["key_rotation"]),
     ]

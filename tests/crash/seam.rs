@@ -54,8 +54,6 @@ pub enum Wrong {
     ConfigBehindSuperblock,
     /// The configuration is not replaced.
     NoConfig,
-    /// The slot behind a write is overwritten too.
-    WriteTooMuch(Class),
 }
 
 /// A sync that fails.
@@ -251,10 +249,6 @@ impl Storage for Seam {
             Some(Wrong::WriteBehindSync(of)) if of == class => {
                 self.state.lock().late_writes.push((file, offset, bytes.to_vec()));
                 Ok(())
-            }
-            Some(Wrong::WriteTooMuch(of)) if of == class => {
-                let bytes = [bytes, &[0; 4096]].concat();
-                self.disk.write_at(file, offset, &bytes)
             }
             _ => self.disk.write_at(file, offset, bytes),
         }
