@@ -17,6 +17,7 @@
 pub mod cli;
 pub mod crypto;
 pub mod daemon;
+pub mod defect;
 pub mod epoch;
 pub mod format;
 pub mod fs;

@@ -4,6 +4,7 @@ use super::delta::{self, Delta};
 use super::nodes::NodeWriter;
 use super::open::chain;
 use super::{Committer, Epochs, Error, OpenData, superblocks};
+use crate::defect::{self, Defect};
 use crate::format::log::LogStart;
 use crate::format::record::{self, Table};
 use crate::format::superblock::Superblock;
@@ -110,7 +111,8 @@ impl Epochs {
             return Ok(());
         }
         let (number, sealed, log) = self.seal();
-        let log = log.or(committer.superblock.log);
+        let stale = defect::active(Defect::StaleLogStart);
+        let log = log.filter(|_| !stale).or(committer.superblock.log);
         match self.make_durable(committer, number, &sealed, log, options) {
             Ok(()) if committer.lossy == number => Err(Error::Lost),
             Ok(()) => Ok(()),
@@ -134,7 +136,8 @@ impl Epochs {
     fn seal(&self) -> (u64, OpenData, Option<LogStart>) {
         let mut gate = self.gate.write();
         let number = *gate;
-        if let Some(hook) = &*self.on_seal.lock() {
+        let forget = defect::active(Defect::ForgetCounters);
+        if let Some(hook) = self.on_seal.lock().as_ref().filter(|_| !forget) {
             let (key, value) = hook();
             self.overlay.put(key, value);
         }
@@ -163,13 +166,18 @@ impl Epochs {
         let built = self.build(committer, number)?;
 
         // 4. The tree is on disk before a superblock refers to it.
-        self.sync_segments(&built.segments)?;
+        if !defect::active(Defect::SuperblockFirst) {
+            self.sync_segments(&built.segments)?;
+        }
 
         // 5. The superblock.
         let superblock =
             next_superblock(&committer.superblock, built.root, built.delta_pointer, log, options);
         superblocks::write(&*self.storage, &self.keys, self.volume_id, &superblock)
             .map_err(|source| storage_error("superblock", source))?;
+        if defect::active(Defect::SuperblockFirst) {
+            self.sync_segments(&built.segments)?;
+        }
 
         // The epoch is durable: show it, and let go of what it replaced.
         *self.root.write() = built.root;
@@ -184,7 +192,9 @@ impl Epochs {
         let mut never_durable = built.transient;
         never_durable.extend(slots_of(&sealed.runs).filter(|&s| !committer.bitmaps.is_used(s)));
         self.deferred.push_until(number, runs_of(never_durable));
-        committer.delta = built.delta;
+        if !defect::active(Defect::ForgetDelta) {
+            committer.delta = built.delta;
+        }
         committer.superblock = superblock;
         self.reuse(number);
         Ok(())
@@ -384,7 +394,7 @@ impl Epochs {
 
     /// Stops all writing until the volume is opened again.
     pub(super) fn poison(&self, error: Error) -> Error {
-        if let Error::Poisoned(_) = error {
+        if matches!(error, Error::Poisoned(_)) || defect::active(Defect::NoPoison) {
             return error;
         }
         let text = chain(&error);
@@ -429,7 +439,7 @@ pub(super) fn next_superblock(
     Superblock {
         // Not the epoch's number: an epoch that could not be written leaves a gap there, and here
         // it would make the newest superblock the one that is overwritten.
-        sequence: last.sequence + 1,
+        sequence: last.sequence + if defect::active(Defect::OverwriteNewest) { 2 } else { 1 },
         root: root.map(|root| (root.pointer, root.level)),
         delta,
         clean: options.clean,

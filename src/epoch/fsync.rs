@@ -3,6 +3,7 @@
 use super::commit::storage_error;
 use super::log::{Turn, Unsynced};
 use super::{Epochs, Error};
+use crate::defect::{self, Defect};
 use crate::format::{PAGE_BYTES, Slot};
 use crate::storage::FileId;
 use std::collections::{BTreeMap, BTreeSet};
@@ -65,7 +66,9 @@ impl Epochs {
         self.check_writable()?;
         let unsynced = self.log.take_unsynced();
         let images = match self.read_images(&unsynced) {
+            Some(_) if defect::active(Defect::NoImages) => BTreeMap::new(),
             Some(images) => images,
+            None if defect::active(Defect::MarkBeforePages) => BTreeMap::new(),
             None => {
                 self.sync_segments(&unsynced.segments()).map_err(|error| self.poison(error))?;
                 BTreeMap::new()

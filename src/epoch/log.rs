@@ -6,6 +6,7 @@
 //! only the end of the epoch makes anything durable, until that epoch is.
 
 use crate::crypto::{Cipher, Nonce, PageKey, Tag, kdf, random};
+use crate::defect::{self, Defect};
 use crate::format::log::{BLOCK_BYTES, HEADER_BYTES, Header, Item, LogStart};
 use crate::format::{PAGE_BYTES, Slot, VolumeId};
 use crate::key::VolumeKeys;
@@ -211,8 +212,10 @@ impl Log {
             self.write(state.head, &record)
         };
         if !written {
-            state.region = None;
-            state.gap = state.gap.max(Some(epoch));
+            if !defect::active(Defect::IgnoreGap) {
+                state.region = None;
+                state.gap = state.gap.max(Some(epoch));
+            }
             return false;
         }
         region.sequence += 1;
@@ -244,6 +247,9 @@ impl Log {
             return None;
         }
         let mut state = self.state.lock();
+        if defect::active(Defect::SealForgetsPages) {
+            state.unsynced.clear();
+        }
         let mut start = fresh_start(&self.keys, 0, self.capacity);
         let mut items = Vec::new();
         Item::Sealed { key_epoch: start.key_epoch, salt: start.salt }.encode(&mut items);
@@ -325,7 +331,11 @@ impl Log {
     /// Takes what was written and not synced, for a flush.
     pub(super) fn take_unsynced(&self) -> Unsynced {
         let mut state = self.state.lock();
-        Unsynced { runs: std::mem::take(&mut state.unsynced), through: state.head }
+        let mut runs = std::mem::take(&mut state.unsynced);
+        if defect::active(Defect::OnlyLastPages) {
+            runs.drain(..runs.len().saturating_sub(1));
+        }
+        Unsynced { runs, through: state.head }
     }
 
     /// Takes back what a flush did not take care of.
@@ -357,7 +367,9 @@ impl Log {
             state.head = state.head.next_multiple_of(BLOCK_BYTES);
             if complete { state.head } else { through }
         };
-        self.storage.sync(FileId::Log)?;
+        if !defect::active(Defect::NoFlush) {
+            self.storage.sync(FileId::Log)?;
+        }
         self.durable.fetch_max(durable, Ordering::AcqRel);
         Ok(true)
     }

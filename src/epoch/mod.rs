@@ -25,6 +25,7 @@ pub use overlay::{Key, Value};
 pub use rebuild::{KeyRange, Rebuild, Rebuilt, RecordPage, Survey};
 pub use superblocks::Refused;
 
+use crate::defect::{self, Defect};
 use crate::format::VolumeId;
 use crate::format::log::Item;
 use crate::format::record::Table;
@@ -202,6 +203,9 @@ impl Change<'_> {
             None => Item::Delete { key: &key }.encode(&mut self.items),
         }
         self.epochs.overlay.put(key, value);
+        if defect::active(Defect::SplitChange) {
+            self.epochs.log.append_change(*self.gate, &std::mem::take(&mut self.items));
+        }
     }
 
     /// Says that a record stored through this change refers to these freshly written slots; `sums`
@@ -240,7 +244,8 @@ impl Change<'_> {
 
 impl Drop for Change<'_> {
     fn drop(&mut self) {
-        if !self.items.is_empty() {
+        let forget = self.items.len() < 300 && defect::active(Defect::ChangeNotLogged);
+        if !self.items.is_empty() && !forget {
             // With the gate held: the epoch is not sealed before the log has the change.
             self.epochs.log.append_change(*self.gate, &self.items);
         }

@@ -8,6 +8,7 @@ use super::overlay::Overlay;
 use super::replay::{Replayed, replay};
 use super::superblocks::{self, Refused};
 use super::{Committer, Epochs, Error, OpenData, SlotDecoder};
+use crate::defect::{self, Defect};
 use crate::format::record::Table;
 use crate::format::superblock::Superblock;
 use crate::format::{PAGE_BYTES, SEGMENT_BYTES, Slot, VolumeId, record};
@@ -157,7 +158,9 @@ impl Epochs {
         let segments = storage
             .segments()
             .map_err(|source| OpenError::Storage { op: "listing segments", source })?;
-        let space = open_space(&storage, used, &segments, &replayed.slots, options)?;
+        let free = defect::active(Defect::ReplayedFree);
+        let taken = if free { &[][..] } else { &replayed.slots };
+        let space = open_space(&storage, used, &segments, taken, options)?;
         let deferred = Deferred::new(newest.sequence + 1);
         deferred.push(newest.sequence, runs_of(kept));
         let root = newest.root.map(|(pointer, level)| Root { pointer, level });
@@ -220,23 +223,33 @@ impl Epochs {
             self.overlay.put(key, value);
         }
         let mut open = self.open.lock();
-        runs_of(replayed.slots).into_iter().for_each(|run| open.refer_to(run));
+        let written = if defect::active(Defect::ReplayedUnsynced) { 0 } else { usize::MAX };
+        runs_of(replayed.slots).into_iter().take(written).for_each(|run| open.refer_to(run));
         *self.replayed_notes.lock() = replayed.notes;
     }
 
-    /// Makes segments that are missing anew, so that they can be written to; what they held is
-    /// lost. `existing` are those that are not.
+    /// Makes segments as long as they have to be, and those that are missing anew, so that they can
+    /// be written to; what these held is lost. `existing` are those that are not.
     fn restore_segments(&self, existing: &[u32]) -> Result<(), OpenError> {
         let op = "making a lost segment anew";
         for (segment, used) in self.space.segments() {
+            let file = FileId::Segment(segment);
             if existing.binary_search(&segment).is_ok() {
+                // A crash may keep a new segment and lose its length.
+                let length = self.storage.length(file);
+                let short = length.map(|length| length.unwrap_or(0) < SEGMENT_BYTES);
+                short
+                    .and_then(|short| match short {
+                        true => self.storage.set_length(file, SEGMENT_BYTES),
+                        false => Ok(()),
+                    })
+                    .map_err(|source| OpenError::Storage { op: "lengthening a segment", source })?;
                 continue;
             }
             log::error!(
                 "data/{segment:08} is missing, and with it {used} slots that were in use; restore \
                  it from a backup before anything else is written"
             );
-            let file = FileId::Segment(segment);
             self.storage
                 .create(file)
                 .and_then(|()| self.storage.set_length(file, SEGMENT_BYTES))
@@ -359,7 +372,8 @@ fn choose(
     let (newest, older) = match (a, b) {
         (Ok(a), Ok(b)) => {
             report.superblock_replayed = a.sequence.abs_diff(b.sequence) != 1;
-            if a.sequence > b.sequence { (a, Some(b)) } else { (b, Some(a)) }
+            let older = defect::active(Defect::OpenOlder);
+            if (a.sequence > b.sequence) != older { (a, Some(b)) } else { (b, Some(a)) }
         }
         (Ok(a), Err(error)) => {
             report.refused.push((FileId::SuperB, chain(&error)));

@@ -8,6 +8,7 @@
 use super::log::{nonce, sealing_key};
 use super::overlay::{Key, Value};
 use crate::crypto::{PageKey, Tag};
+use crate::defect::{self, Defect};
 use crate::format::log::{BLOCK_BYTES, HEADER_BYTES, Header, Item, Items, LogStart, page_sum};
 use crate::format::{PAGE_BYTES, SEGMENT_BYTES, Slot, VolumeId};
 use crate::key::VolumeKeys;
@@ -81,6 +82,7 @@ pub(super) fn replay(
     for (index, record) in records.iter().enumerate() {
         let pages = pages_of(record);
         let believed = record.position < flushed
+            || defect::active(Defect::BelievePages)
             || pages.iter().all(|page| images.contains_key(page) || reader.holds(page));
         let free = pages
             .iter()
@@ -97,7 +99,8 @@ pub(super) fn replay(
         replayed.take(record);
     }
     for (slot, sum) in &contents {
-        if let Some(image) = images.get(&(*slot, *sum)) {
+        let found = images.get(&(*slot, *sum));
+        if let Some(image) = found.filter(|_| !defect::active(Defect::KeepImages)) {
             restore(storage, *slot, &records[image.record].items[image.bytes.clone()])?;
         }
     }
@@ -196,6 +199,9 @@ impl Reader<'_> {
             for item in self::items(&record) {
                 match item {
                     Item::Flushed { .. } => position = position.next_multiple_of(BLOCK_BYTES),
+                    Item::Sealed { .. } if defect::active(Defect::StopAtSealed) => {
+                        return (records, false);
+                    }
                     Item::Sealed { key_epoch, salt } => {
                         position = position.next_multiple_of(BLOCK_BYTES);
                         key = sealing_key(self.keys, key_epoch, &salt);

@@ -3,6 +3,7 @@
 use super::data_keys::chunk_of;
 use super::{Error, FILE_BYTES_MAX, INLINE_BYTES_MAX, Volume};
 use crate::crypto::Cipher;
+use crate::defect::{self, Defect};
 use crate::format::log::page_sum;
 use crate::format::map::{PageMap, PagePointer};
 use crate::format::record::Inode;
@@ -476,6 +477,10 @@ impl Volume {
             let old = map.pages[(page % RUN_PAGES) as usize].replace(pointer);
             added += u64::from(old.is_none());
             replaced += u64::from(old.is_some());
+        }
+        if defect::active(Defect::SizeBeforeContent) {
+            let size = inode.size.max(end.unwrap_or(0));
+            self.change(true)?.put_inode(ino, &Inode { size, ..inode });
         }
         let pages = placed.first_page..placed.first_page + count;
         let mut change = self.change(added == self.promises.count(ino, &pages))?;

@@ -21,6 +21,7 @@ pub use records::Change;
 
 use crate::crypto::random::NonceSequence;
 use crate::crypto::{Cipher, kdf};
+use crate::defect::{self, Defect};
 use crate::epoch::{self, Epochs, SlotDecoder};
 use crate::format::map::PageMap;
 use crate::format::record::{self, Counters, Inode, Table, Timestamp};
@@ -372,7 +373,9 @@ impl Volume {
         let old = kdf::digest(&self.storage.read_config().map_err(failed("reading"))?);
         let new = kdf::digest(bytes);
         let announce = CommitOptions { config: Some((old, Some(new))), ..CommitOptions::default() };
-        self.epochs.commit(&announce)?;
+        if !defect::active(Defect::NoAnnouncement) {
+            self.epochs.commit(&announce)?;
+        }
         self.storage.replace_config(bytes).map_err(failed("replacing"))?;
         let done = CommitOptions { config: Some((new, None)), ..CommitOptions::default() };
         Ok(self.epochs.commit(&done)?)

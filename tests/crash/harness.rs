@@ -4,7 +4,7 @@
 //!
 //! All assignments if there are few, else a sample; seeds are printed. A failure prints the one
 //! line that reruns just that image:
-//! `ATREST_REPLAY='name crash_at=12 choice=KLT seed=7' cargo test --test crash name`.
+//! `ATREST_REPLAY='name crash_at=12 choice=KLT seed=7' cargo test --test crash`.
 //! `ATREST_SEED=n` explores other tears and samples. Scripts must do the same operations in every
 //! run; the bytes may differ.
 
@@ -15,21 +15,24 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 /// How much to explore.
+#[derive(Clone, Debug)]
 pub struct Settings {
-    /// Names the test in what is printed; no spaces.
-    pub name: &'static str,
+    /// Names the script in what is printed; no spaces.
+    pub name: String,
     /// Up to so many pending changes all assignments are tried: 3^n images for each prefix.
     pub exhaustive_max: usize,
     /// Where there are more, so many assignments for each prefix are.
     pub samples: usize,
     /// So many different tears of an assignment in which something is torn.
     pub tears: usize,
+    /// Of what is due at a prefix so many are drawn at most, for runs that must be short.
+    pub quota: usize,
 }
 
 impl Settings {
-    /// Up to 4 pending changes exhaustively, 40 samples where there are more, each with 2 tears.
-    pub fn new(name: &'static str) -> Self {
-        Self { name, exhaustive_max: 4, samples: 40, tears: 2 }
+    /// Up to 6 pending changes exhaustively, 40 samples where there are more, each with 2 tears.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), exhaustive_max: 6, samples: 40, tears: 2, quota: usize::MAX }
     }
 }
 
@@ -39,6 +42,9 @@ pub struct Crash<'a> {
     pub at: usize,
     /// The marks that the script had made, oldest first; see [`SimDisk::mark`].
     pub marks: &'a [u64],
+    /// A number drawn from the image's line: the same whenever it is checked again. For checks
+    /// that are too dear for every image.
+    pub lot: u64,
 }
 
 /// What was explored.
@@ -48,6 +54,24 @@ pub struct Explored {
     pub points: usize,
     /// Disks that were checked.
     pub images: usize,
+}
+
+impl Explored {
+    /// Adds what another exploration looked at.
+    pub fn add(&mut self, other: Self) {
+        self.points += other.points;
+        self.images += other.images;
+    }
+}
+
+/// Seed of samples and tears: `ATREST_SEED`, else 1.
+pub fn base_seed() -> u64 {
+    std::env::var("ATREST_SEED").map_or(1, |seed| seed.parse().expect("ATREST_SEED is a number"))
+}
+
+/// The line that names one image, if the run is about just that.
+pub fn replay_line() -> Option<String> {
+    std::env::var("ATREST_REPLAY").ok()
 }
 
 /// Runs `script` on an empty disk, then `check` on every image; see the top of this file.
@@ -60,34 +84,30 @@ pub fn enumerate(
 ) -> Explored {
     let disk = Arc::new(SimDisk::new());
     script(&disk);
-    explore(settings, disk.replay(), check)
+    let line = replay_line();
+    let found = explore(settings, disk.replay(), check, line.as_deref());
+    let explored = found.unwrap_or_else(|report| panic!("{report}"));
+    assert!(line.is_some() || explored.images > 0, "{}: nothing was explored", settings.name);
+    let Explored { points, images } = explored;
+    println!("{}: {images} images at {points} points, seed {}", settings.name, base_seed());
+    explored
 }
 
-/// As [`enumerate`], for a recording that is already there: such as that of a recovery, made by
-/// [`SimDisk::start_recording`] on an image.
+/// Explores a recording, or just the image that `line` names, as `ATREST_REPLAY` would. `Err` is
+/// the report of the first image whose check failed.
 pub fn explore(
-    settings: &Settings,
-    replay: Replay,
-    check: impl Fn(&Crash, Arc<SimDisk>) -> Result<(), String>,
-) -> Explored {
-    let line = std::env::var("ATREST_REPLAY").ok();
-    explore_line(settings, replay, check, line.as_deref())
-}
-
-/// As [`explore`], or just the image that `line` names, as `ATREST_REPLAY` would.
-pub fn explore_line(
     settings: &Settings,
     mut replay: Replay,
     check: impl Fn(&Crash, Arc<SimDisk>) -> Result<(), String>,
     line: Option<&str>,
-) -> Explored {
+) -> Result<Explored, String> {
     let mut explored = Explored::default();
-    let only = line.map(|line| Case::parse(settings.name, line));
+    let only = line.map(|line| Case::parse(&settings.name, line));
     if let Some(None) = only {
-        return explored;
+        return Ok(explored);
     }
     let only = only.flatten();
-    let base_seed = std::env::var("ATREST_SEED").map_or(1, |seed| seed.parse().expect("a number"));
+    let base_seed = base_seed();
     let mut newest = None;
     loop {
         let at = replay.position();
@@ -103,18 +123,14 @@ pub fn explore_line(
         explored.points += usize::from(!cases.is_empty());
         for case in cases {
             explored.images += 1;
-            run(settings.name, &case, &replay, &pending, &check);
+            run(&settings.name, &case, &replay, &pending, &check)?;
         }
         newest = match replay.step() {
             Some(Operation::Change(change)) => Some(place_of(change)),
             Some(_) => None,
-            None => break,
+            None => return Ok(explored),
         };
     }
-    assert!(explored.images > 0, "{}: nothing was explored", settings.name);
-    let Explored { points, images } = explored;
-    println!("{}: {images} images at {points} points, seed {base_seed}", settings.name);
-    explored
 }
 
 /// One image: a crash point and what becomes of each change that is pending there.
@@ -141,7 +157,15 @@ impl Case {
         })
     }
 
-    /// Reads what a failure printed; `None` if it is about another test.
+    /// A number that depends on everything that makes the image what it is.
+    fn lot(&self) -> u64 {
+        let mixed = self.choice.bytes().fold(self.seed ^ self.at as u64, |mixed, letter| {
+            mixed.wrapping_mul(31).wrapping_add(u64::from(letter))
+        });
+        Random::new(mixed).next()
+    }
+
+    /// Reads what a failure printed; `None` if it is about another script.
     fn parse(name: &str, line: &str) -> Option<Self> {
         let mut words = line.split_whitespace();
         let about = words.next().expect("ATREST_REPLAY starts with a name");
@@ -158,18 +182,18 @@ impl Case {
     }
 }
 
-/// Builds one image and checks it.
+/// Builds one image and checks it; `Err` is the report.
 fn run(
     name: &str,
     case: &Case,
     replay: &Replay,
     pending: &[Pending],
     check: &impl Fn(&Crash, Arc<SimDisk>) -> Result<(), String>,
-) {
+) -> Result<(), String> {
     let image = Arc::new(replay.after_crash(case.fates()));
-    let crash = Crash { at: case.at, marks: replay.marks() };
+    let crash = Crash { at: case.at, marks: replay.marks(), lot: case.lot() };
     let failure = match catch_unwind(AssertUnwindSafe(|| check(&crash, image))) {
-        Ok(Ok(())) => return,
+        Ok(Ok(())) => return Ok(()),
         Ok(Err(failure)) => failure,
         Err(_) => "the check panicked, see above".to_owned(),
     };
@@ -178,8 +202,8 @@ fn run(
     for (letter, pending) in choice.chars().zip(pending) {
         let _ = writeln!(report, "  {letter} {}", describe(pending));
     }
-    let _ = writeln!(report, "  marks {:?}", crash.marks);
-    panic!("{report}ATREST_REPLAY='{name} crash_at={at} choice={choice} seed={seed}'");
+    let _ = writeln!(report, "  marks {:x?}", crash.marks);
+    Err(format!("{report}ATREST_REPLAY='{name} crash_at={at} choice={choice} seed={seed}'"))
 }
 
 fn describe(pending: &Pending) -> String {
@@ -222,7 +246,18 @@ fn cases(
     choices.dedup();
     let mut case = |choice: &String| Case { at, choice: choice.clone(), seed: random.next() >> 32 };
     let tears = |choice: &String| if choice.contains('T') { settings.tears } else { 1 };
-    choices.iter().flat_map(|c| (0..tears(c)).map(|_| case(c)).collect::<Vec<_>>()).collect()
+    let mut cases: Vec<Case> =
+        choices.iter().flat_map(|c| (0..tears(c)).map(|_| case(c)).collect::<Vec<_>>()).collect();
+    // A draw without replacement: those that stay are the first so many of a shuffle.
+    let kept = settings.quota.min(cases.len());
+    if kept < cases.len() {
+        for index in 0..kept {
+            let other = index + random.below((cases.len() - index) as u64) as usize;
+            cases.swap(index, other);
+        }
+        cases.truncate(kept);
+    }
+    cases
 }
 
 fn letters_of(can_tear: bool, newest: bool) -> &'static [u8] {
@@ -292,6 +327,11 @@ mod tests {
         assert_eq!(cases(&settings, 0, &with_name, None, 1).len(), 6);
         let twice = Settings::new("twice");
         assert_eq!(cases(&twice, 0, &pending(1), None, 1).len(), 4);
+        let few = Settings { quota: 10, ..Settings::new("quota") };
+        assert_eq!(cases(&few, 0, &pending(1), None, 1).len(), 4);
+        let drawn = cases(&few, 0, &pending(4), None, 1);
+        let distinct: std::collections::BTreeSet<_> = drawn.iter().map(Case::lot).collect();
+        assert_eq!((drawn.len(), distinct.len()), (10, 10));
     }
 
     #[test]

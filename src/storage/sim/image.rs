@@ -42,9 +42,11 @@ impl Image {
 
     /// Bytes that writing to a range would take from the disk in addition.
     pub(super) fn missing_bytes(&self, offset: u64, bytes: u64) -> u64 {
-        spans(offset, bytes).filter(|span| matches!(self.block(span.block), Block::Hole)).count()
-            as u64
-            * BLOCK
+        let missing = groups(offset, bytes).map(|(group, blocks)| match self.groups.get(&group) {
+            Some(group) => group[blocks].iter().filter(|b| matches!(b, Block::Hole)).count(),
+            None => blocks.len(),
+        });
+        missing.sum::<usize>() as u64 * BLOCK
     }
 
     /// Reads a range; what lies behind the end are zeros.
@@ -95,8 +97,17 @@ impl Image {
 
     /// Allocates the holes of a range and grows the file if the range ends behind it.
     pub(super) fn allocate(&mut self, offset: u64, bytes: u64) {
-        for span in spans(offset, bytes) {
-            self.allocated(span.block);
+        for (number, blocks) in groups(offset, bytes) {
+            let group = self.groups.entry(number).or_insert_with(no_blocks);
+            if group[blocks.clone()].iter().all(|block| !matches!(block, Block::Hole)) {
+                continue;
+            }
+            for block in &mut Arc::make_mut(group)[blocks] {
+                if matches!(block, Block::Hole) {
+                    self.allocated_blocks += 1;
+                    *block = Block::Zeros;
+                }
+            }
         }
         self.length = self.length.max(offset + bytes);
     }
@@ -121,10 +132,7 @@ impl Image {
 
     /// The block, allocated if it was a hole.
     fn allocated(&mut self, index: u64) -> &mut Block {
-        let group = self
-            .groups
-            .entry(index / GROUP_BLOCKS)
-            .or_insert_with(|| Arc::new(std::array::from_fn(|_| Block::Hole)));
+        let group = self.groups.entry(index / GROUP_BLOCKS).or_insert_with(no_blocks);
         let block = &mut Arc::make_mut(group)[(index % GROUP_BLOCKS) as usize];
         if matches!(block, Block::Hole) {
             self.allocated_blocks += 1;
@@ -159,6 +167,21 @@ impl Image {
             index = end;
         }
     }
+}
+
+fn no_blocks() -> Arc<Group> {
+    Arc::new(std::array::from_fn(|_| Block::Hole))
+}
+
+/// The groups that a range touches, each with the blocks of it that the range touches.
+fn groups(offset: u64, bytes: u64) -> impl Iterator<Item = (u64, std::ops::Range<usize>)> {
+    let (first, end) = (offset / BLOCK, (offset + bytes).div_ceil(BLOCK));
+    (first / GROUP_BLOCKS..end.div_ceil(GROUP_BLOCKS)).map(move |group| {
+        let start = group * GROUP_BLOCKS;
+        let from = first.max(start) - start;
+        let to = end.min(start + GROUP_BLOCKS) - start;
+        (group, from as usize..to as usize)
+    })
 }
 
 /// The part of a range that lies in one block.
