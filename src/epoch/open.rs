@@ -231,19 +231,13 @@ impl Epochs {
     /// Makes segments as long as they have to be, and those that are missing anew, so that they can
     /// be written to; what these held is lost. `existing` are those that are not.
     fn restore_segments(&self, existing: &[u32]) -> Result<(), OpenError> {
-        let op = "making a lost segment anew";
+        let failed = |op| move |source| OpenError::Storage { op, source };
         for (segment, used) in self.space.segments() {
             let file = FileId::Segment(segment);
             if existing.binary_search(&segment).is_ok() {
-                // A crash may keep a new segment and lose its length.
-                let length = self.storage.length(file);
-                let short = length.map(|length| length.unwrap_or(0) < SEGMENT_BYTES);
-                short
-                    .and_then(|short| match short {
-                        true => self.storage.set_length(file, SEGMENT_BYTES),
-                        false => Ok(()),
-                    })
-                    .map_err(|source| OpenError::Storage { op: "lengthening a segment", source })?;
+                let length = self.storage.length(file).map_err(failed("looking at a segment"))?;
+                self.lengthen(segment, length.unwrap_or(0))
+                    .map_err(failed("lengthening a segment"))?;
                 continue;
             }
             log::error!(
@@ -254,9 +248,26 @@ impl Epochs {
                 .create(file)
                 .and_then(|()| self.storage.set_length(file, SEGMENT_BYTES))
                 .and_then(|()| self.storage.sync_directory())
-                .map_err(|source| OpenError::Storage { op, source })?;
+                .map_err(failed("making a lost segment anew"))?;
         }
         Ok(())
+    }
+
+    /// Makes a segment as long as it has to be. A crash may keep a new one and lose its length;
+    /// then nothing that is in use lies behind its end.
+    fn lengthen(&self, segment: u32, length: u64) -> io::Result<()> {
+        if length >= SEGMENT_BYTES {
+            return Ok(());
+        }
+        let whole = u32::try_from(length / PAGE_BYTES as u64).expect("a segment is 256 MiB");
+        let lost = self.space.used_behind(segment, whole);
+        if lost > 0 {
+            log::error!(
+                "data/{segment:08} was cut off, and with its end {lost} slots that were in use; \
+                 restore it from a backup before anything else is written"
+            );
+        }
+        self.storage.set_length(FileId::Segment(segment), SEGMENT_BYTES)
     }
 
     /// Fills the reserve. On a full disk, free slots may still have blocks, from before the volume

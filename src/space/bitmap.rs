@@ -39,6 +39,14 @@ impl Segment {
         self.used_count
     }
 
+    /// Used slots from `first` on.
+    pub(super) fn used_behind(&self, first: u32) -> u32 {
+        let mut used = 0;
+        let rest = (SEGMENT_SLOTS as u32).saturating_sub(first);
+        Self::for_words(first, rest, |word, mask| used += (self.used[word] & mask).count_ones());
+        used
+    }
+
     /// Slots that have blocks.
     pub(super) fn backed(&self) -> u32 {
         self.backed.iter().map(|word| word.count_ones()).sum()
