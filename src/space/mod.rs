@@ -477,6 +477,12 @@ impl Space {
         self.reserve + self.keep(inner, class) + u64::from(PUNCH_SLOTS)
     }
 
+    /// Slots in use of a segment from its slot `first` on.
+    pub fn used_behind(&self, segment: u32, first: u32) -> u32 {
+        let inner = self.inner.lock();
+        inner.segments.get(&segment).map_or(0, |segment| segment.used_behind(first))
+    }
+
     /// Slots in use, and free slots that are backed.
     pub fn usage(&self) -> (u64, u64) {
         let inner = self.inner.lock();
