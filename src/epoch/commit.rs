@@ -11,6 +11,7 @@ use crate::format::superblock::Superblock;
 use crate::format::{NodePointer, Slot};
 use crate::space::{Class, PIECE_BYTES, is_full, runs_of, slots_of};
 use crate::tree::{self, Change, Root};
+use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
@@ -356,6 +357,15 @@ impl Epochs {
         self.set_full(self.space.fill_reserve().is_err());
     }
 
+    /// Whether the volume can take new work, which may be news if it was full: others may have
+    /// deleted something on the disk below. That is asked once a second.
+    pub fn has_space(&self) -> bool {
+        if self.is_full() && due(&self.last_refill) {
+            self.set_full(self.space.fill_reserve().is_err());
+        }
+        !self.is_full()
+    }
+
     fn set_full(&self, full: bool) {
         if full != self.full.swap(full, Ordering::Relaxed) {
             match full {
@@ -377,12 +387,7 @@ impl Epochs {
             true
         } else if of_pages > 0 || self.deferred.waiting() > IDLE_SLOTS {
             // Too few pages, or nodes: not for every operation that a full disk refuses.
-            let mut last = self.last_reclaim.lock();
-            let due = last.is_none_or(|last| last.elapsed() > RECLAIM_INTERVAL);
-            if due {
-                *last = Some(Instant::now());
-            }
-            due
+            due(&self.last_reclaim)
         } else {
             false
         };
@@ -407,6 +412,16 @@ impl Epochs {
         let _ = self.poisoned.set(reason.clone());
         Error::Poisoned(reason)
     }
+}
+
+/// Whether something that is done once in a while is to be done now.
+fn due(last: &Mutex<Option<Instant>>) -> bool {
+    let mut last = last.lock();
+    let due = last.is_none_or(|last| last.elapsed() > RECLAIM_INTERVAL);
+    if due {
+        *last = Some(Instant::now());
+    }
+    due
 }
 
 /// Writes the delta of this epoch's nodes. Also returns slots that were written and freed within

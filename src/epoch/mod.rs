@@ -162,6 +162,7 @@ pub struct Epochs {
     /// The reserve could not be filled: only work that frees space is accepted.
     full: AtomicBool,
     last_reclaim: Mutex<Option<Instant>>,
+    last_refill: Mutex<Option<Instant>>,
     /// Owners of changes that were lost to damaged nodes.
     lost: Mutex<BTreeSet<u64>>,
     /// Why nothing is written any more.
@@ -264,7 +265,7 @@ impl Epochs {
         if !self.begun.load(Ordering::Acquire) {
             self.begin()?;
         }
-        if self.full.load(Ordering::Relaxed) && !frees {
+        if !frees && !self.has_space() {
             return Err(Error::NoSpace);
         }
         match self.throttle() {

@@ -184,6 +184,7 @@ impl Epochs {
             segment_syncs: Default::default(),
             full: AtomicBool::new(false),
             last_reclaim: Mutex::new(None),
+            last_refill: Mutex::new(None),
             lost: Mutex::default(),
             poisoned: OnceLock::new(),
             read_only,

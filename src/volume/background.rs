@@ -85,6 +85,7 @@ fn run(volume: &Weak<Volume>, signal: &(Mutex<Signal>, Condvar)) {
         if volume.promises.take_excess() {
             volume.epochs.space.punch_everywhere();
         }
+        volume.epochs.has_space();
         sparse.step(&volume);
         crate::sys::memory::trim_heap();
         deadline = Instant::now() + EPOCH_INTERVAL;
