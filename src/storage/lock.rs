@@ -149,9 +149,13 @@ impl VolumeLock {
         let Some(file) = &self.file else { return Ok(()) };
         let mut text = serde_json::to_vec_pretty(info)?;
         text.push(b'\n');
-        // Whoever reads in between finds no JSON and says "another process".
-        file.set_len(0)?;
-        file.write_all_at(&text, 0)
+        // In place, so that a full disk has the block. Whoever reads in between finds no JSON and
+        // says "another process".
+        match file.write_all_at(&text, 0).and_then(|()| file.set_len(text.len() as u64)) {
+            // The lock is what counts; who holds it can then not be told.
+            Err(error) if is_full(&error) => file.set_len(0),
+            written => written,
+        }
     }
 
     /// Who holds the volume in `directory`. It asks the lock, not the record.
@@ -201,12 +205,27 @@ fn read_record(file: &File) -> Option<LockInfo> {
     serde_json::from_slice(&text).ok()
 }
 
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn info(pid: u32) -> LockInfo {
         LockInfo { pid, ..LockInfo::of_this_process("mount", Some(Path::new("/srv/clear"))) }
+    }
+
+    #[test]
+    fn a_record_replaces_a_longer_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let lock = VolumeLock::acquire(directory.path(), &info(123_456)).unwrap();
+        lock.record(&info(1)).unwrap();
+        let Holder::Known(found) = VolumeLock::holder(directory.path()).unwrap() else {
+            panic!("the record is no JSON")
+        };
+        assert_eq!(found.pid, 1);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use atrest::crypto::Cipher;
 use atrest::space::{Class, Purpose};
 use atrest::storage::Storage;
 use atrest::storage::sim::SimDisk;
-use atrest::volume::{Error, Volume};
+use atrest::volume::{CommitOptions, Error, Volume};
 use std::sync::Arc;
 
 const MIB: u64 = 1 << 20;
@@ -104,4 +104,23 @@ fn an_epoch_waits_for_space() {
     volume.sync().expect("there is space again");
     let reopened = volumes.open(&storage).expect("open");
     assert_eq!(reopened.inode(ino).expect("get").expect("there").uid, 3);
+}
+
+/// What others delete on the disk below is noticed, although nothing is freed in the volume.
+#[test]
+fn space_that_comes_from_elsewhere_is_noticed() {
+    let (volumes, disk, storage) = setup(Cipher::Aes256Gcm);
+    let volume = volumes.open(&storage).expect("open");
+    let ino = new_file(&volume);
+    volume.sync().expect("sync");
+    // Not even the reserve of contents is there.
+    disk.set_capacity(1);
+    while volume.epochs().space.allocate_backed(Class::Data, 1, Purpose::Overwrite).is_ok() {}
+    volume.epochs().commit(&CommitOptions { force: true, ..Default::default() }).expect("commit");
+    volume.change(false).map(drop).expect_err("the volume is full");
+    disk.set_capacity(1 << 40);
+    // It is asked once a second.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    volume.write(ino, 0, &pattern(1, BLOCK), &|_| {}).expect("write");
+    volume.close().expect("close");
 }
