@@ -153,8 +153,7 @@ impl Epochs {
             // Nothing is written, and where is not known.
             (Log::none(&storage, &keys, volume_id), Replayed::default())
         };
-        (report.replayed, report.dropped) = (replayed.changes, replayed.dropped);
-        report.log_damaged = replayed.damaged;
+        replayed.report(&mut report);
         let segments = storage
             .segments()
             .map_err(|source| OpenError::Storage { op: "listing segments", source })?;
@@ -200,6 +199,13 @@ impl Epochs {
             epochs.prepare_reserve();
         }
         Ok((epochs, report))
+    }
+}
+
+impl Replayed {
+    fn report(&self, report: &mut OpenReport) {
+        (report.replayed, report.dropped) = (self.changes, self.dropped);
+        report.log_damaged = self.damaged;
     }
 }
 
