@@ -70,7 +70,7 @@ impl Epochs {
             Some(images) => images,
             None if defect::active(Defect::MarkBeforePages) => BTreeMap::new(),
             None => {
-                self.sync_segments(&unsynced.segments()).map_err(|error| self.poison(error))?;
+                self.sync_segments(&unsynced.segments())?;
                 BTreeMap::new()
             }
         };
@@ -104,20 +104,18 @@ impl Epochs {
     /// Syncs segments, and the directory if one of them is new. One sync of a segment is under way
     /// at a time: an error is reported to one of two only.
     pub(super) fn sync_segments(&self, segments: &BTreeSet<u32>) -> Result<(), Error> {
+        // Poisoned before the lock is released: the next sync would succeed, or not be tried.
+        let failed = |source: io::Error| self.poison(storage_error("sync", source));
         {
             let _directory = self.directory_sync.lock();
             if self.space.take_directory_dirty() {
-                self.storage.sync_directory().map_err(|source| storage_error("sync", source))?;
+                self.storage.sync_directory().map_err(failed)?;
             }
         }
         for &segment in segments {
             let _segment = self.segment_syncs[segment as usize % self.segment_syncs.len()].lock();
             self.check_writable()?;
-            let failed = |source: io::Error| storage_error("sync", source);
-            self.storage.sync(FileId::Segment(segment)).map_err(|source| {
-                // Poisoned before the lock is released: the next sync of the segment would succeed.
-                self.poison(failed(source))
-            })?;
+            self.storage.sync(FileId::Segment(segment)).map_err(failed)?;
         }
         Ok(())
     }
