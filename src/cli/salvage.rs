@@ -14,6 +14,7 @@ use super::hint::{Failure, chain};
 use crate::format::PAGE_BYTES;
 use crate::format::record::{Inode, Timestamp};
 use crate::fs::volume::ROOT;
+use crate::storage::is_full;
 use crate::sys::xattr;
 use crate::volume::Volume;
 use crate::volume::check::printable;
@@ -307,8 +308,4 @@ fn set_times(target: &Path, inode: &Inode) -> io::Result<()> {
     let times =
         fs::FileTimes::new().set_accessed(time(inode.atime)).set_modified(time(inode.mtime));
     fs::File::open(target)?.set_times(times)
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

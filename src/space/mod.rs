@@ -13,6 +13,7 @@ pub use deferred::{Deferred, Pin};
 pub use durable::{DurableBitmaps, PIECE_BYTES, PIECE_SLOTS, runs_of};
 
 use crate::format::{PAGE_BYTES, RUN_PAGES, SEGMENT_BYTES, SEGMENT_SLOTS, Slot};
+pub use crate::storage::is_full;
 use crate::storage::{FileId, Storage};
 use bitmap::Segment;
 use parking_lot::Mutex;
@@ -563,12 +564,6 @@ impl Space {
         inner.segments.insert(number, Segment::empty());
         Ok(())
     }
-}
-
-/// Whether an error says that the disk, or the user's quota on it, is full.
-pub fn is_full(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
-        || matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 fn index(run: SlotRun) -> u32 {

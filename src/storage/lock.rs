@@ -153,7 +153,7 @@ impl VolumeLock {
         // says "another process".
         match file.write_all_at(&text, 0).and_then(|()| file.set_len(text.len() as u64)) {
             // The lock is what counts; who holds it can then not be told.
-            Err(error) if is_full(&error) => file.set_len(0),
+            Err(error) if super::is_full(&error) => file.set_len(0),
             written => written,
         }
     }
@@ -203,10 +203,6 @@ fn read_record(file: &File) -> Option<LockInfo> {
     let mut text = Vec::new();
     file.take(RECORD_BYTES_MAX).read_to_end(&mut text).ok()?;
     serde_json::from_slice(&text).ok()
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 #[cfg(test)]

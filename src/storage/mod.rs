@@ -89,3 +89,9 @@ pub trait Storage: Send + Sync {
     /// Space left underneath.
     fn capacity(&self) -> io::Result<Capacity>;
 }
+
+/// Whether an error says that the disk, or the user's quota on it, is full.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+        || matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
