@@ -2,10 +2,10 @@
 
 use super::{Capacity, FileId, Storage};
 use crate::sys::files;
-use nix::dir::Dir;
+use nix::dir::{Dir, Type};
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
-use nix::sys::stat::Mode;
+use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::stat::{Mode, SFlag, fstatat};
 use nix::unistd::UnlinkatFlags;
 use parking_lot::RwLock;
 use std::collections::HashMap;
@@ -66,7 +66,7 @@ impl OsStorage {
             Err(error) => return Err(error),
         }
         let directory = open_directory(path)?;
-        if names_in(&directory)?.iter().any(|name| name != b"lost+found") {
+        if entries_of(&directory)?.iter().any(|(name, _)| name != b"lost+found") {
             return Err(io::ErrorKind::DirectoryNotEmpty.into());
         }
         // A volume never writes over what is still needed. Where the filesystem did the same once
@@ -267,8 +267,13 @@ impl Storage for OsStorage {
     }
 
     fn segments(&self) -> io::Result<Vec<u32>> {
-        let names = names_in(&self.data)?;
-        let mut numbers: Vec<u32> = names.iter().filter_map(|name| segment_number(name)).collect();
+        // A directory or a device with a segment's name is foreign, as any other name is.
+        let entries = entries_of(&self.data)?;
+        let mut numbers: Vec<u32> = entries
+            .iter()
+            .filter(|(_, is_file)| *is_file)
+            .filter_map(|(name, _)| segment_number(name))
+            .collect();
         numbers.sort_unstable();
         Ok(numbers)
     }
@@ -344,19 +349,29 @@ pub(super) fn open_regular(directory: &File, name: &str, flags: OFlag) -> io::Re
     }
 }
 
-/// The names in a directory, but for `.` and `..`.
-fn names_in(directory: &File) -> io::Result<Vec<Vec<u8>>> {
+/// The names in a directory, but for `.` and `..`, and whether each is a regular file.
+fn entries_of(directory: &File) -> io::Result<Vec<(Vec<u8>, bool)>> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     // A descriptor of its own, because the position in a directory belongs to the open file.
-    let mut entries = Dir::openat(directory, ".", flags, Mode::empty())?;
-    let mut names = Vec::new();
-    for entry in entries.iter() {
-        let name = entry?.file_name().to_bytes().to_vec();
-        if name != b"." && name != b".." {
-            names.push(name);
+    let mut listing = Dir::openat(directory, ".", flags, Mode::empty())?;
+    let mut entries = Vec::new();
+    for entry in listing.iter() {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name == c"." || name == c".." {
+            continue;
         }
+        let is_file = match entry.file_type() {
+            Some(kind) => kind == Type::File,
+            // Not every filesystem says so in the directory (readdir(3), DT_UNKNOWN).
+            None => {
+                let found = fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+                SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG
+            }
+        };
+        entries.push((name.to_bytes().to_vec(), is_file));
     }
-    Ok(names)
+    Ok(entries)
 }
 
 /// The number of a segment's file name; `None` for every other name, canonical ones only.
@@ -614,6 +629,18 @@ mod tests {
         let capacity = storage.capacity().unwrap();
         assert!(capacity.free_bytes > 0);
         assert!(capacity.free_bytes <= capacity.total_bytes);
+    }
+
+    #[test]
+    fn what_is_no_file_is_no_segment_whatever_its_name() {
+        let (directory, storage) = volume();
+        storage.create(SEGMENT).unwrap();
+        let data = directory.path().join("volume").join(DATA_NAME);
+        std::fs::create_dir(data.join("00000019")).unwrap();
+        std::os::unix::fs::symlink("00000019", data.join("00000020")).unwrap();
+        nix::unistd::mkfifo(&data.join("00000021"), Mode::S_IRUSR).unwrap();
+        let FileId::Segment(number) = SEGMENT else { unreachable!("a segment") };
+        assert_eq!(storage.segments().unwrap(), [number]);
     }
 
     #[test]

@@ -89,7 +89,7 @@ fn deep_trees_are_walked() {
     for _ in 0..300 {
         use rustix::fs::{Mode, OFlags, mkdirat, openat};
         mkdirat(&directory, "deep-directory", Mode::RWXU).unwrap();
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         directory = openat(&directory, "deep-directory", flags, Mode::empty()).unwrap().into();
     }
     drop(directory);
