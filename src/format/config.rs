@@ -55,6 +55,16 @@ pub enum Algorithm {
     /// it says nothing about who wrapped.
     #[serde(rename = "RSA-OAEP-256")]
     RsaOaep256,
+    /// AES-256-GCM inside the provider, in a form of the provider's own that says which version
+    /// wrapped; bound to the volume by associated data.
+    #[serde(rename = "A256GCM")]
+    A256Gcm,
+    /// Sealed by a TPM 2.0 to a policy (TPM 2.0 Library, part 1, "Protected storage hierarchy").
+    #[serde(rename = "TPM2-SEAL")]
+    Tpm2Seal,
+    /// Whatever a plugin does.
+    #[serde(rename = "PLUGIN")]
+    Plugin,
 }
 
 /// Cost and salt of Argon2id (RFC 9106).

@@ -17,7 +17,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::{KekError, KekErrorKind, KekProvider, ProviderOptions, provider_from_uri};
+use super::{Binding, KekError, KekErrorKind, KekProvider, ProviderOptions, provider_from_uri};
 use crate::crypto::{Cipher, Secret, Tampered, kdf, random, wrap};
 use crate::format::VolumeId;
 use crate::format::config::{
@@ -152,7 +152,7 @@ impl VolumeKeys {
         let mut failures = Vec::new();
         let mut found = None;
         for slot in claims.slots.iter().filter(chosen) {
-            match unwrap_slot(slot, options) {
+            match unwrap_slot(claims.volume_id, slot, options) {
                 Ok((provider, volume_keys)) => {
                     found = Some((slot.id, provider, volume_keys));
                     break;
@@ -341,15 +341,16 @@ impl VolumeKeys {
     /// Tries every slot: whether its KEK unwraps each epoch to this volume's key.
     pub fn verify(&self, config: &Config, options: &ProviderOptions) -> Vec<SlotReport> {
         let reports = config.data().slots.iter().map(|slot| {
-            let result = unwrap_slot(slot, options).and_then(|(provider, volume_keys)| {
-                let is_own = |(epoch, key): &(u32, Secret)| {
-                    self.epoch(*epoch).is_some_and(|keys| keys.volume_key.is_same(key))
-                };
-                match volume_keys.iter().all(is_own) {
-                    true => Ok(()),
-                    false => Err(integrity(&*provider, &slot.kek)),
-                }
-            });
+            let result =
+                unwrap_slot(self.volume_id, slot, options).and_then(|(provider, volume_keys)| {
+                    let is_own = |(epoch, key): &(u32, Secret)| {
+                        self.epoch(*epoch).is_some_and(|keys| keys.volume_key.is_same(key))
+                    };
+                    match volume_keys.iter().all(is_own) {
+                        true => Ok(()),
+                        false => Err(integrity(&*provider, &slot.kek)),
+                    }
+                });
             SlotReport { slot: slot.id, provider: slot.provider.clone(), result }
         });
         reports.collect()
@@ -371,7 +372,8 @@ impl VolumeKeys {
         let current = self.current();
         let wrapped = slot.wrapped.iter().find(|(epoch, _)| *epoch == current.epoch);
         let (_, wrapped) = wrapped.ok_or_else(|| integrity(provider, &slot.kek))?;
-        if !provider.unwrap(&slot.kek, wrapped)?.is_same(&current.volume_key) {
+        let binding = Binding { volume_id: self.volume_id };
+        if !provider.unwrap(&binding, &slot.kek, wrapped)?.is_same(&current.volume_key) {
             return Err(integrity(provider, &slot.kek).into());
         }
         match provider.latest_version()? {
@@ -430,9 +432,10 @@ impl VolumeKeys {
     /// Wraps all epochs, and unwraps them again: a slot that does not open is worse than none.
     fn wrap_slot(&self, id: u32, provider: &dyn KekProvider) -> Result<KeySlot, KeyError> {
         let volume_keys: Vec<_> = self.epochs.iter().map(|keys| &keys.volume_key).collect();
-        let super::Wrapped { kek, blobs } = provider.wrap(&volume_keys)?;
+        let binding = Binding { volume_id: self.volume_id };
+        let super::Wrapped { kek, blobs } = provider.wrap(&binding, &volume_keys)?;
         for (volume_key, blob) in volume_keys.iter().zip(&blobs) {
-            if !provider.unwrap(&kek, blob)?.is_same(volume_key) {
+            if !provider.unwrap(&binding, &kek, blob)?.is_same(volume_key) {
                 return Err(integrity(provider, &kek).into());
             }
         }
@@ -543,15 +546,20 @@ impl From<KekError> for KeyError {
 /// The provider of `slot`, and the volume key of each epoch.
 type Unwrapped = (Arc<dyn KekProvider>, Vec<(u32, Secret)>);
 
-fn unwrap_slot(slot: &KeySlot, options: &ProviderOptions) -> Result<Unwrapped, KekError> {
+fn unwrap_slot(
+    volume_id: VolumeId,
+    slot: &KeySlot,
+    options: &ProviderOptions,
+) -> Result<Unwrapped, KekError> {
     let provider = provider_from_uri(&slot.provider, options)?;
-    if slot.kek.algorithm != provider.algorithm() {
+    if !provider.algorithms().contains(&slot.kek.algorithm) {
         let reason = "the slot's algorithm is not that of its provider".to_owned();
         return Err(KekError::new(KekErrorKind::BadRequest { reason }, &slot.provider, ""));
     }
+    let binding = Binding { volume_id };
     let mut keys = Vec::new();
     for (epoch, wrapped) in &slot.wrapped {
-        let key = provider.unwrap(&slot.kek, wrapped)?;
+        let key = provider.unwrap(&binding, &slot.kek, wrapped)?;
         if key.len() != KEY_BYTES {
             return Err(integrity(&*provider, &slot.kek));
         }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::file::{self, FileError};
-use super::{KekError, KekErrorKind, KekProvider, ProviderOptions, Wrapped, file_error};
+use super::{Binding, KekError, KekErrorKind, KekProvider, ProviderOptions, Wrapped, file_error};
 use crate::crypto::{Secret, random, wrap};
 use crate::format::config::{Algorithm, KekReference};
 
@@ -349,11 +349,11 @@ impl KekProvider for LocalProvider {
         &self.uri
     }
 
-    fn algorithm(&self) -> Algorithm {
-        Algorithm::A256Kw
+    fn algorithms(&self) -> &[Algorithm] {
+        &[Algorithm::A256Kw]
     }
 
-    fn wrap(&self, secrets: &[&Secret]) -> Result<Wrapped, KekError> {
+    fn wrap(&self, _: &Binding, secrets: &[&Secret]) -> Result<Wrapped, KekError> {
         let key = self.key()?;
         let newest = key.newest();
         let key_version = newest.version.to_string();
@@ -369,7 +369,7 @@ impl KekProvider for LocalProvider {
         })
     }
 
-    fn unwrap(&self, kek: &KekReference, wrapped: &[u8]) -> Result<Secret, KekError> {
+    fn unwrap(&self, _: &Binding, kek: &KekReference, wrapped: &[u8]) -> Result<Secret, KekError> {
         let key = self.store.find(&self.name)?;
         let about = format!("{}/{}", kek.key_id, kek.key_version);
         let refuse = |kind| Err(KekError::new(kind, &self.uri, &about));
@@ -422,6 +422,8 @@ fn problem(name: &str, error: FileError) -> KekError {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+
+    const BINDING: Binding = Binding { volume_id: crate::format::VolumeId([7; 16]) };
 
     use super::*;
 
@@ -517,22 +519,24 @@ mod tests {
         let is_gone = |error: &KekError| {
             assert!(matches!(error.kind(), KekErrorKind::Gone { recoverable: false }), "{error}");
         };
-        is_gone(&provider.wrap(&[&secret]).expect_err("no store, and not to be made"));
+        is_gone(&provider.wrap(&BINDING, &[&secret]).expect_err("no store, and not to be made"));
         assert!(!directory.path().join("deep").exists());
         is_gone(&store.rotate("default").expect_err("no store"));
         store.create("default").expect("writable");
         is_gone(&store.set_enabled("default", 2, true).expect_err("no version 2"));
-        let Wrapped { mut kek, blobs } = provider.wrap(&[&secret]).expect("it exists");
-        assert!(provider.unwrap(&kek, &blobs[0]).expect("just wrapped").is_same(&secret));
+        let Wrapped { mut kek, blobs } = provider.wrap(&BINDING, &[&secret]).expect("it exists");
+        assert!(provider.unwrap(&BINDING, &kek, &blobs[0]).expect("just wrapped").is_same(&secret));
         kek.key_version = "2".into();
-        is_gone(&provider.unwrap(&kek, &blobs[0]).err().expect("no version 2"));
+        is_gone(&provider.unwrap(&BINDING, &kek, &blobs[0]).err().expect("no version 2"));
         kek.key_version = "01".into();
-        is_gone(&provider.unwrap(&kek, &blobs[0]).err().expect("versions have one spelling"));
+        is_gone(
+            &provider.unwrap(&BINDING, &kek, &blobs[0]).err().expect("versions have one spelling"),
+        );
         kek.key_version = "1".into();
         std::fs::remove_file(store.directory().join("default.json")).expect("it exists");
-        is_gone(&provider.unwrap(&kek, &blobs[0]).err().expect("deleted"));
+        is_gone(&provider.unwrap(&BINDING, &kek, &blobs[0]).err().expect("deleted"));
         store.create("default").expect("writable");
-        is_gone(&provider.unwrap(&kek, &blobs[0]).err().expect("another key"));
+        is_gone(&provider.unwrap(&BINDING, &kek, &blobs[0]).err().expect("another key"));
     }
 
     /// A disabled version neither wraps nor unwraps; a changed blob is `Integrity`.
@@ -546,17 +550,20 @@ mod tests {
         };
         let provider = from_uri("local:web", &options).expect("the name is allowed");
         let secret = random::secret(32);
-        let Wrapped { kek, mut blobs } = provider.wrap(&[&secret]).expect("it is made");
+        let Wrapped { kek, mut blobs } = provider.wrap(&BINDING, &[&secret]).expect("it is made");
         store.set_enabled("web", 1, false).expect("it exists");
-        let errors = [provider.wrap(&[&secret]).err(), provider.unwrap(&kek, &blobs[0]).err()];
+        let errors = [
+            provider.wrap(&BINDING, &[&secret]).err(),
+            provider.unwrap(&BINDING, &kek, &blobs[0]).err(),
+        ];
         for error in errors {
             let error = error.expect("the version is disabled");
             assert!(matches!(error.kind(), KekErrorKind::Disabled) && error.is_definitive());
         }
         store.set_enabled("web", 1, true).expect("it exists");
-        assert!(provider.unwrap(&kek, &blobs[0]).is_ok());
+        assert!(provider.unwrap(&BINDING, &kek, &blobs[0]).is_ok());
         blobs[0][3] ^= 1;
-        let error = provider.unwrap(&kek, &blobs[0]).err().expect("one bit was changed");
+        let error = provider.unwrap(&BINDING, &kek, &blobs[0]).err().expect("one bit was changed");
         assert!(matches!(error.kind(), KekErrorKind::Integrity) && !error.is_definitive());
     }
 

@@ -22,6 +22,7 @@ use std::time::Duration;
 pub use envelope::{KeyError, Opened, Recheck, SlotFailure, SlotReport, VolumeKeys};
 
 use crate::crypto::Secret;
+use crate::format::VolumeId;
 use crate::format::config::{Algorithm, KekReference};
 
 /// Where a KEK lives. The KEK itself never leaves it; the volume key goes in and comes out.
@@ -29,20 +30,26 @@ pub trait KekProvider: Send + Sync {
     /// The URI that names this provider and its key, as it is written into a slot.
     fn uri(&self) -> &str;
 
-    /// The one algorithm of this kind of provider; slots that say another are refused.
-    fn algorithm(&self) -> Algorithm;
+    /// The algorithms of this kind of provider; slots that say another are refused.
+    fn algorithms(&self) -> &[Algorithm];
 
-    /// Wraps all of `secrets` under the same, newest version of the KEK, in order.
+    /// Wraps all of `secrets` under the same, newest version of the KEK, in order. Where the
+    /// algorithm takes associated data, `binding` is it.
     ///
     /// # Errors
     /// A [`KekError`] of any kind.
-    fn wrap(&self, secrets: &[&Secret]) -> Result<Wrapped, KekError>;
+    fn wrap(&self, binding: &Binding, secrets: &[&Secret]) -> Result<Wrapped, KekError>;
 
-    /// Unwraps `wrapped` with the version that `kek` names.
+    /// Unwraps `wrapped` with the version that `kek` names, as it was wrapped for `binding`.
     ///
     /// # Errors
     /// A [`KekError`]: `Integrity` if the KEK answered but is not the one that wrapped.
-    fn unwrap(&self, kek: &KekReference, wrapped: &[u8]) -> Result<Secret, KekError>;
+    fn unwrap(
+        &self,
+        binding: &Binding,
+        kek: &KekReference,
+        wrapped: &[u8],
+    ) -> Result<Secret, KekError>;
 
     /// The version that [`KekProvider::wrap`] would use now, or `None` if keys have no versions
     /// there (a passphrase).
@@ -58,6 +65,21 @@ pub trait KekProvider: Send + Sync {
     fn create_version(&self) -> Result<String, KekError> {
         let problem = "make the new version where the key lives; this provider cannot".into();
         Err(KekError::new(KekErrorKind::Configuration { problem }, self.uri(), ""))
+    }
+}
+
+/// What a wrapped key is for. Providers that authenticate associated data refuse it for anything
+/// else; for the others the configuration's MAC says the same (`format::config`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Binding {
+    /// The volume whose key it is.
+    pub volume_id: VolumeId,
+}
+
+impl Binding {
+    /// The associated data: ASCII, the same on every host and for ever.
+    pub fn associated_data(&self) -> String {
+        format!("atrest volume key of {}", self.volume_id)
     }
 }
 

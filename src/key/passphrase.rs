@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::file;
-use super::{KekError, KekErrorKind, KekProvider, ProviderOptions, Wrapped, file_error};
+use super::{Binding, KekError, KekErrorKind, KekProvider, ProviderOptions, Wrapped, file_error};
 use crate::crypto::{Secret, random, wrap};
 use crate::format::config::{Algorithm, Argon2Parameters, KekReference};
 
@@ -179,11 +179,11 @@ impl KekProvider for PassphraseProvider {
         &self.uri
     }
 
-    fn algorithm(&self) -> Algorithm {
-        Algorithm::A256Kw
+    fn algorithms(&self) -> &[Algorithm] {
+        &[Algorithm::A256Kw]
     }
 
-    fn wrap(&self, secrets: &[&Secret]) -> Result<Wrapped, KekError> {
+    fn wrap(&self, _: &Binding, secrets: &[&Secret]) -> Result<Wrapped, KekError> {
         let mut salt = [0; 16];
         random::fill(&mut salt);
         let Cost { memory_kib, passes, lanes } = self.cost;
@@ -204,7 +204,7 @@ impl KekProvider for PassphraseProvider {
         Ok(Wrapped { kek, blobs })
     }
 
-    fn unwrap(&self, kek: &KekReference, wrapped: &[u8]) -> Result<Secret, KekError> {
+    fn unwrap(&self, _: &Binding, kek: &KekReference, wrapped: &[u8]) -> Result<Secret, KekError> {
         let Some(parameters) = kek.parameters else {
             let reason = "the slot has no Argon2id parameters".to_owned();
             return Err(KekError::new(KekErrorKind::BadRequest { reason }, &self.uri, ""));
@@ -247,6 +247,8 @@ fn derive(passphrase: &Secret, parameters: &Argon2Parameters) -> Result<Secret, 
 mod tests {
     use super::*;
 
+    const BINDING: Binding = Binding { volume_id: crate::format::VolumeId([7; 16]) };
+
     /// The file of the command line goes before systemd's credential, that before the terminal,
     /// and without any of them nothing is asked.
     #[test]
@@ -281,11 +283,13 @@ mod tests {
         assert!(good.is_some_and(|parameters| parameters.is_allowed()));
         for kek in [kek(u32::MAX, 1, 1), kek(8191, 1, 1), kek(8192, 0, 1), kek(8192, 17, 1)] {
             assert!(kek.parameters.is_some_and(|parameters| !parameters.is_allowed()));
-            let error = provider.unwrap(&kek, &[0; 40]).err().expect("there is no passphrase");
+            let error =
+                provider.unwrap(&BINDING, &kek, &[0; 40]).err().expect("there is no passphrase");
             assert!(matches!(error.kind(), KekErrorKind::BadRequest { .. }), "{error}");
         }
         let none = KekReference { parameters: None, ..kek(8192, 1, 1) };
-        let error = provider.unwrap(&none, &[0; 40]).err().expect("nothing to derive with");
+        let error =
+            provider.unwrap(&BINDING, &none, &[0; 40]).err().expect("nothing to derive with");
         assert!(matches!(error.kind(), KekErrorKind::BadRequest { .. }));
     }
 
@@ -309,14 +313,19 @@ mod tests {
         let new = || from_uri("passphrase:label", &options).expect("the label is allowed");
         write("right");
         let secret = random::secret(32);
-        let Wrapped { kek, blobs } = new().wrap(&[&secret]).expect("readable");
+        let Wrapped { kek, blobs } = new().wrap(&BINDING, &[&secret]).expect("readable");
         let provider = new();
         write("wrong");
-        let error = provider.unwrap(&kek, &blobs[0]).err().expect("the passphrase is wrong");
+        let error =
+            provider.unwrap(&BINDING, &kek, &blobs[0]).err().expect("the passphrase is wrong");
         assert!(matches!(error.kind(), KekErrorKind::Integrity));
         write("right");
-        assert!(provider.unwrap(&kek, &blobs[0]).expect("it is right now").is_same(&secret));
+        assert!(
+            provider.unwrap(&BINDING, &kek, &blobs[0]).expect("it is right now").is_same(&secret)
+        );
         std::fs::remove_file(&path).expect("it exists");
-        assert!(provider.unwrap(&kek, &blobs[0]).expect("it was derived").is_same(&secret));
+        assert!(
+            provider.unwrap(&BINDING, &kek, &blobs[0]).expect("it was derived").is_same(&secret)
+        );
     }
 }

@@ -3,7 +3,7 @@
 use atrest::crypto::{Cipher, Secret, random, wrap};
 use atrest::format::VolumeId;
 use atrest::format::config::{Algorithm, KekReference};
-use atrest::key::{KekError, KekErrorKind, KekProvider, VolumeKeys, Wrapped};
+use atrest::key::{Binding, KekError, KekErrorKind, KekProvider, VolumeKeys, Wrapped};
 use atrest::storage::Storage;
 use atrest::volume::{OpenError, OpenOptions, OpenReport, Volume};
 use std::sync::Arc;
@@ -19,11 +19,11 @@ impl KekProvider for TestKek {
         "test:memory"
     }
 
-    fn algorithm(&self) -> Algorithm {
-        Algorithm::A256Kw
+    fn algorithms(&self) -> &[Algorithm] {
+        &[Algorithm::A256Kw]
     }
 
-    fn wrap(&self, secrets: &[&Secret]) -> Result<Wrapped, KekError> {
+    fn wrap(&self, _: &Binding, secrets: &[&Secret]) -> Result<Wrapped, KekError> {
         let blobs = secrets.iter().map(|secret| wrap::wrap(&self.0, secret)).collect();
         let kek = KekReference {
             key_id: "memory".into(),
@@ -34,7 +34,7 @@ impl KekProvider for TestKek {
         Ok(Wrapped { kek, blobs })
     }
 
-    fn unwrap(&self, _: &KekReference, wrapped: &[u8]) -> Result<Secret, KekError> {
+    fn unwrap(&self, _: &Binding, _: &KekReference, wrapped: &[u8]) -> Result<Secret, KekError> {
         wrap::unwrap(&self.0, wrapped)
             .map_err(|_| KekError::new(KekErrorKind::Integrity, self.uri(), "memory"))
     }

@@ -11,8 +11,8 @@ use atrest::format::config::{Algorithm, Config, ConfigData, ConfigError, KekRefe
 use atrest::key::local::KeyStore;
 use atrest::key::passphrase::Cost;
 use atrest::key::{
-    KekError, KekErrorKind, KekProvider, KeyError, Opened, ProviderOptions, Recheck, VolumeKeys,
-    Wrapped, provider_from_uri,
+    Binding, KekError, KekErrorKind, KekProvider, KeyError, Opened, ProviderOptions, Recheck,
+    VolumeKeys, Wrapped, provider_from_uri,
 };
 
 const VOLUME: VolumeId = VolumeId([7; 16]);
@@ -210,11 +210,11 @@ impl KekProvider for PublicKek {
         "vault:key"
     }
 
-    fn algorithm(&self) -> Algorithm {
-        Algorithm::RsaOaep256
+    fn algorithms(&self) -> &[Algorithm] {
+        &[Algorithm::RsaOaep256]
     }
 
-    fn wrap(&self, secrets: &[&Secret]) -> Result<Wrapped, KekError> {
+    fn wrap(&self, _: &Binding, secrets: &[&Secret]) -> Result<Wrapped, KekError> {
         let kek = KekReference {
             key_id: "key".into(),
             key_version: "v1".into(),
@@ -225,7 +225,7 @@ impl KekProvider for PublicKek {
         Ok(Wrapped { kek, blobs })
     }
 
-    fn unwrap(&self, _: &KekReference, wrapped: &[u8]) -> Result<Secret, KekError> {
+    fn unwrap(&self, _: &Binding, _: &KekReference, wrapped: &[u8]) -> Result<Secret, KekError> {
         let kind = match self.0.load(Ordering::Relaxed) {
             0 => return Ok(Secret::new(Self::public_wrap(wrapped).into())),
             // Another key than the one that was wrapped.
