@@ -23,6 +23,7 @@ pub mod format;
 pub mod fs;
 pub mod fuse;
 pub mod key;
+pub mod lease;
 pub mod manual;
 pub mod space;
 pub mod storage;
