@@ -9,15 +9,18 @@
 
 mod envelope;
 mod file;
+pub mod http;
 pub mod local;
 pub mod passphrase;
 pub mod pin;
+#[cfg(test)]
+mod test_server;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 pub use envelope::{KeyError, Opened, Recheck, SlotFailure, SlotReport, VolumeKeys};
 
@@ -58,6 +61,16 @@ pub trait KekProvider: Send + Sync {
     /// A [`KekError`] of any kind.
     fn latest_version(&self) -> Result<Option<String>, KekError>;
 
+    /// What the provider knows of the key's condition: for warnings before it fails. One request
+    /// at most; not asked for when a volume is mounted.
+    ///
+    /// # Errors
+    /// A [`KekError`] of any kind; `Denied` if reading the key is not granted, which wrapping and
+    /// unwrapping do not need.
+    fn health(&self) -> Result<Health, KekError> {
+        Ok(Health::default())
+    }
+
     /// Makes a new version of the KEK, and returns its name.
     ///
     /// # Errors
@@ -81,6 +94,26 @@ impl Binding {
     pub fn associated_data(&self) -> String {
         format!("atrest volume key of {}", self.volume_id)
     }
+}
+
+/// The condition of a key, as its provider tells it. `None`: it does not say, or there is no such
+/// thing there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// The version that the rest is about: the one of the URI, or the newest.
+    pub version: Option<String>,
+    /// Whether it is switched on.
+    pub enabled: Option<bool>,
+    /// From when on it wraps.
+    pub not_before: Option<SystemTime>,
+    /// Until when it wraps; unwrapping goes on in most services.
+    pub expires: Option<SystemTime>,
+    /// Whether a deleted key can be brought back for some time.
+    pub recoverable: Option<bool>,
+    /// Whether nobody can destroy a deleted key before that time is over.
+    pub purge_protected: Option<bool>,
+    /// Operations that the volume needs and the key does not allow, by the service's names.
+    pub operations_missing: Vec<String>,
 }
 
 /// What [`KekProvider::wrap`] returns.
