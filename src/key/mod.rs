@@ -9,9 +9,13 @@
 
 mod envelope;
 mod file;
+pub mod http;
 pub mod local;
 pub mod passphrase;
 pub mod pin;
+pub mod pkcs11;
+#[cfg(test)]
+mod test_server;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -279,8 +283,15 @@ impl Authorization {
     /// Allows `pattern` as well: a URI; or, ending in `:` or `/`, all that begin with it.
     #[must_use]
     pub fn allow(mut self, pattern: &str) -> Self {
+        // A key slot has the canonical form, without what the operator adds about module and PIN.
+        self.0.extend(pkcs11::canonical(pattern));
         self.0.push(pattern.to_owned());
         self
+    }
+
+    /// What was allowed, as it was given: some kinds of URIs carry settings.
+    pub fn entries(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
     }
 
     /// Whether `uri` may be asked.
@@ -305,6 +316,7 @@ impl Default for Registry {
         let mut registry = Self(BTreeMap::new());
         registry.register("local", Arc::new(local::from_uri));
         registry.register("passphrase", Arc::new(passphrase::from_uri));
+        registry.register("pkcs11", Arc::new(pkcs11::from_uri));
         registry
     }
 }
