@@ -8,10 +8,12 @@
 //! [`Registry::default`].
 
 mod envelope;
+pub mod exec;
 mod file;
 pub mod local;
 pub mod passphrase;
 pub mod pin;
+mod redact;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -272,6 +274,7 @@ pub struct Registry(BTreeMap<String, Constructor>);
 impl Default for Registry {
     fn default() -> Self {
         let mut registry = Self(BTreeMap::new());
+        registry.register("exec", Arc::new(exec::from_uri));
         registry.register("local", Arc::new(local::from_uri));
         registry.register("passphrase", Arc::new(passphrase::from_uri));
         registry
