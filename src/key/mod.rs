@@ -10,16 +10,20 @@
 mod envelope;
 pub mod exec;
 mod file;
+pub mod http;
 pub mod local;
 pub mod passphrase;
 pub mod pin;
+pub mod pkcs11;
 mod redact;
+#[cfg(test)]
+mod test_server;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 pub use envelope::{KeyError, Opened, Recheck, SlotFailure, SlotReport, VolumeKeys};
 
@@ -60,6 +64,16 @@ pub trait KekProvider: Send + Sync {
     /// A [`KekError`] of any kind.
     fn latest_version(&self) -> Result<Option<String>, KekError>;
 
+    /// What the provider knows of the key's condition: for warnings before it fails. One request
+    /// at most; not asked for when a volume is mounted.
+    ///
+    /// # Errors
+    /// A [`KekError`] of any kind; `Denied` if reading the key is not granted, which wrapping and
+    /// unwrapping do not need.
+    fn health(&self) -> Result<Health, KekError> {
+        Ok(Health::default())
+    }
+
     /// Makes a new version of the KEK, and returns its name.
     ///
     /// # Errors
@@ -83,6 +97,26 @@ impl Binding {
     pub fn associated_data(&self) -> String {
         format!("atrest volume key of {}", self.volume_id)
     }
+}
+
+/// The condition of a key, as its provider tells it. `None`: it does not say, or there is no such
+/// thing there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// The version that the rest is about: the one of the URI, or the newest.
+    pub version: Option<String>,
+    /// Whether it is switched on.
+    pub enabled: Option<bool>,
+    /// From when on it wraps.
+    pub not_before: Option<SystemTime>,
+    /// Until when it wraps; unwrapping goes on in most services.
+    pub expires: Option<SystemTime>,
+    /// Whether a deleted key can be brought back for some time.
+    pub recoverable: Option<bool>,
+    /// Whether nobody can destroy a deleted key before that time is over.
+    pub purge_protected: Option<bool>,
+    /// Operations that the volume needs and the key does not allow, by the service's names.
+    pub operations_missing: Vec<String>,
 }
 
 /// What [`KekProvider::wrap`] returns.
@@ -250,8 +284,15 @@ impl Authorization {
     /// Allows `pattern` as well: a URI; or, ending in `:` or `/`, all that begin with it.
     #[must_use]
     pub fn allow(mut self, pattern: &str) -> Self {
+        // A key slot has the canonical form, without what the operator adds about module and PIN.
+        self.0.extend(pkcs11::canonical(pattern));
         self.0.push(pattern.to_owned());
         self
+    }
+
+    /// What was allowed, as it was given: some kinds of URIs carry settings.
+    pub fn entries(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
     }
 
     /// Whether `uri` may be asked.
@@ -277,6 +318,7 @@ impl Default for Registry {
         registry.register("exec", Arc::new(exec::from_uri));
         registry.register("local", Arc::new(local::from_uri));
         registry.register("passphrase", Arc::new(passphrase::from_uri));
+        registry.register("pkcs11", Arc::new(pkcs11::from_uri));
         registry
     }
 }
