@@ -12,7 +12,7 @@ use super::exit::Exit;
 use super::hint::{Failure, advice, kek_text};
 use super::{kek, open, place, status};
 use crate::key::{
-    Authorization, KeyError, Opened, ProviderOptions, Rotation, SlotCheck, VolumeKeys,
+    Authorization, KeyError, Opened, ProviderOptions, Providers, Rotation, SlotCheck, VolumeKeys,
     provider_from_uri,
 };
 
@@ -44,6 +44,7 @@ pub fn provider_options_with(
     let patterns = arguments.allow.iter().map(String::as_str).chain(allow.iter().copied());
     ProviderOptions {
         authorization: patterns.fold(Authorization::default(), Authorization::allow),
+        providers: Providers::of_this_host(),
         passphrase_file: arguments.passphrase_file.clone(),
         slot,
         interactive: true,

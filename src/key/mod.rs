@@ -7,13 +7,16 @@
 //! A new kind of provider is a type that implements [`KekProvider`] and a line in
 //! [`Registry::default`].
 
+pub mod authorize;
 mod envelope;
+pub mod exec;
 mod file;
 pub mod http;
 pub mod local;
 pub mod passphrase;
 pub mod pin;
 pub mod pkcs11;
+mod redact;
 #[cfg(test)]
 mod test_server;
 
@@ -23,6 +26,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+pub use authorize::{Authorization, EndpointSettings, Providers};
 pub use envelope::slots::{Rotation, SlotCheck, try_wrap};
 pub use envelope::{KeyError, Opened, Recheck, SlotFailure, VolumeKeys};
 
@@ -267,42 +271,6 @@ impl std::error::Error for KekError {
     }
 }
 
-/// Which KEKs may be asked on this host. A volume is not trusted to decide that: a URI in it could
-/// send a credential to a stranger. `local:` and `passphrase:`, which reach nobody, are allowed;
-/// everything else comes from the command line or `/etc/atrest`.
-#[derive(Clone, Debug)]
-pub struct Authorization(Vec<String>);
-
-impl Default for Authorization {
-    fn default() -> Self {
-        Self(vec!["local:".to_owned(), "passphrase:".to_owned()])
-    }
-}
-
-impl Authorization {
-    /// Allows `pattern` as well: a URI; or, ending in `:` or `/`, all that begin with it.
-    #[must_use]
-    pub fn allow(mut self, pattern: &str) -> Self {
-        // A key slot has the canonical form, without what the operator adds about module and PIN.
-        self.0.extend(pkcs11::canonical(pattern));
-        self.0.push(pattern.to_owned());
-        self
-    }
-
-    /// What was allowed, as it was given: some kinds of URIs carry settings.
-    pub fn entries(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(String::as_str)
-    }
-
-    /// Whether `uri` may be asked.
-    pub fn permits(&self, uri: &str) -> bool {
-        self.0.iter().any(|pattern| match pattern.ends_with([':', '/']) {
-            true => uri.starts_with(pattern),
-            false => uri == pattern,
-        })
-    }
-}
-
 /// Makes a provider from its URI.
 pub type Constructor =
     Arc<dyn Fn(&str, &ProviderOptions) -> Result<Arc<dyn KekProvider>, KekError> + Send + Sync>;
@@ -314,6 +282,7 @@ pub struct Registry(BTreeMap<String, Constructor>);
 impl Default for Registry {
     fn default() -> Self {
         let mut registry = Self(BTreeMap::new());
+        registry.register("exec", Arc::new(exec::from_uri));
         registry.register("local", Arc::new(local::from_uri));
         registry.register("passphrase", Arc::new(passphrase::from_uri));
         registry.register("pkcs11", Arc::new(pkcs11::from_uri));
@@ -336,8 +305,10 @@ impl Registry {
 /// Where providers find what they need, and which may be asked.
 #[derive(Clone, Default)]
 pub struct ProviderOptions {
-    /// Which KEKs may be asked.
+    /// Which KEKs may be asked, by the command line.
     pub authorization: Authorization,
+    /// Which KEKs may be asked, and how each is reached, by `/etc/atrest/providers.toml`.
+    pub providers: Providers,
     /// Which kinds there are.
     pub registry: Registry,
     /// `--passphrase-file`: where a passphrase is read from instead of the terminal.
@@ -356,6 +327,16 @@ pub struct ProviderOptions {
     pub create_local_key: bool,
 }
 
+impl ProviderOptions {
+    /// How `uri` is reached on this host; a provider's constructor asks for it.
+    ///
+    /// # Errors
+    /// `Configuration` if `/etc/atrest/providers.toml` cannot be read.
+    pub fn settings(&self, uri: &str) -> Result<EndpointSettings, KekError> {
+        self.providers.settings(uri)
+    }
+}
+
 /// The provider that `uri` (`kind:rest`) names.
 ///
 /// # Errors
@@ -372,8 +353,12 @@ pub fn provider_from_uri(
         let kinds = kinds.join(", ");
         return Err(refuse(format!("unknown kind of key provider; there are {kinds}")));
     };
-    if !options.authorization.permits(uri) {
-        return Err(refuse("this host does not authorise the key; allow it with --kek".into()));
+    if !options.authorization.permits(uri) && !options.providers.permits(uri)? {
+        return Err(refuse(
+            "this host does not authorise the key; if it should, allow it with --allow-kek URI, or \
+             in /etc/atrest/providers.toml"
+                .into(),
+        ));
     }
     constructor(uri, options)
 }

@@ -214,8 +214,20 @@ fn malformed_slots(peer: &dyn Peer) {
     let (kek, blob) = wrap(&*provider);
     let long = "9".repeat(512);
     for text in [
-        "0", "-1", "99999999999999999999", "../../secrets/x", "a/b", "?x=y", "#", "%2e%2e", "\\",
-        "https://evil.example/keys/k/v", "x;y", "'\"", "latest", &long,
+        "0",
+        "-1",
+        "99999999999999999999",
+        "../../secrets/x",
+        "a/b",
+        "?x=y",
+        "#",
+        "%2e%2e",
+        "\\",
+        "https://evil.example/keys/k/v",
+        "x;y",
+        "'\"",
+        "latest",
+        &long,
     ] {
         for (key_id, key_version) in
             [(kek.key_id.as_str(), text), (text, kek.key_version.as_str()), (text, text)]
@@ -390,4 +402,3 @@ fn revoked(peer: &dyn Peer) {
     peer.act(Act::Restore);
     assert_same(fresh(peer).unwrap(&BINDING, &kek, &blob));
 }
-

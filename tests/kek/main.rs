@@ -15,7 +15,7 @@ mod peer;
 mod peers;
 mod proxy;
 
-use peers::{local, passphrase, softhsm};
+use peers::{aws, exec, local, openbao, passphrase, softhsm};
 
 #[test]
 fn local() {
@@ -38,4 +38,28 @@ fn softhsm_aes() {
 fn softhsm_rsa() {
     let case = |scratch: &_| contract::try_all(&softhsm::peer(scratch, &softhsm::RSA));
     alone::run("softhsm_rsa", softhsm::prepare, case);
+}
+
+#[test]
+fn exec() {
+    alone::run("exec", exec::prepare, |scratch| contract::try_all(&exec::peer(scratch)));
+}
+
+#[test]
+fn openbao() {
+    alone::run("openbao", openbao::prepare, |scratch| contract::try_all(&openbao::peer(scratch)));
+}
+
+#[test]
+fn ministack() {
+    let prepare = |scratch: &_| aws::prepare(scratch, &aws::MINISTACK);
+    alone::run("ministack", prepare, |scratch| {
+        contract::try_all(&aws::peer(scratch, &aws::MINISTACK))
+    });
+}
+
+#[test]
+fn moto() {
+    let prepare = |scratch: &_| aws::prepare(scratch, &aws::MOTO);
+    alone::run("moto", prepare, |scratch| contract::try_all(&aws::peer(scratch, &aws::MOTO)));
 }

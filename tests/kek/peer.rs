@@ -22,15 +22,8 @@ pub enum Act {
 }
 
 /// The acts, all of them.
-pub const ACTS: [Act; 7] = [
-    Act::Rotate,
-    Act::Disable,
-    Act::Enable,
-    Act::Delete,
-    Act::Recover,
-    Act::Revoke,
-    Act::Restore,
-];
+pub const ACTS: [Act; 7] =
+    [Act::Rotate, Act::Disable, Act::Enable, Act::Delete, Act::Recover, Act::Revoke, Act::Restore];
 
 /// A key service or key store of the test.
 pub trait Peer: Sync {

@@ -264,10 +264,7 @@ impl Shared {
 
 fn reply(client: &mut impl Write, kind: &str, body: &[u8]) -> io::Result<()> {
     let length = body.len();
-    write!(
-        client,
-        "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n"
-    )?;
+    write!(client, "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n")?;
     client.write_all(body)
 }
 

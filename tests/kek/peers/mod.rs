@@ -1,7 +1,11 @@
 //! The peers of the contract.
 
+pub mod aws;
+pub mod exec;
 pub mod local;
+pub mod openbao;
 pub mod passphrase;
+pub mod server;
 pub mod softhsm;
 
 use std::io::Write as _;
