@@ -55,6 +55,9 @@ pub enum Algorithm {
     /// it says nothing about who wrapped.
     #[serde(rename = "RSA-OAEP-256")]
     RsaOaep256,
+    /// RSAES-OAEP with SHA-1 and MGF1-SHA-1, for tokens that have no other.
+    #[serde(rename = "RSA-OAEP")]
+    RsaOaep,
     /// AES-256-GCM inside the provider, in a form of the provider's own that says which version
     /// wrapped; bound to the volume by associated data.
     #[serde(rename = "A256GCM")]

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{Flock, FlockArg};
 use zeroize::Zeroizing;
 
+use crate::crypto::Secret;
+
 /// What could not be done with which file.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FileError {
@@ -39,6 +41,14 @@ pub(super) enum FileError {
         owner: u32,
         /// This process's user.
         expected: u32,
+    },
+    /// Everybody can read a secret.
+    #[error("everybody can read the {what} in {0}; run: chmod o= {0}", path.display())]
+    Readable {
+        /// Where.
+        path: PathBuf,
+        /// Which secret.
+        what: &'static str,
     },
     /// Larger than it can be, or not a regular file.
     #[error("{} {problem}", path.display())]
@@ -118,6 +128,31 @@ pub(super) fn read_bounded(
     }
     bytes.truncate(length);
     Ok(bytes)
+}
+
+/// Reads a secret that a person or a service manager put into a file: all of it, without one
+/// trailing line feed. `attempt` is for errors: "read the PIN from", of which `what` is "PIN".
+///
+/// # Errors
+/// [`FileError`], also if everybody can read it; that its group can is only said.
+pub(super) fn read_line(
+    path: &Path,
+    (attempt, what): (&'static str, &'static str),
+    bytes_max: usize,
+) -> Result<Secret, FileError> {
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NOCTTY).open(path);
+    let mut file = opened.map_err(FileError::io(attempt, path))?;
+    let metadata = file.metadata().map_err(FileError::io(attempt, path))?;
+    // A pipe (`<(command)` in a shell) has a mode too, but nobody else has a way to it.
+    if metadata.is_file() && metadata.mode() & 0o004 != 0 {
+        return Err(FileError::Readable { path: path.into(), what });
+    }
+    if metadata.is_file() && metadata.mode() & 0o040 != 0 {
+        log::warn!("the group can read the {what} in {}", path.display());
+    }
+    let bytes = read_bounded(&mut file, path, bytes_max)?;
+    let line = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
+    Ok(Secret::from_fn(line.len(), |target| target.copy_from_slice(line)))
 }
 
 /// Replaces `path` by `bytes`, readable by the owner only.

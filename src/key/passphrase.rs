@@ -3,8 +3,6 @@
 //! The passphrase comes from `--passphrase-file`, a systemd credential or the terminal, never from
 //! the command line or the environment, which other users can read.
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -110,27 +108,9 @@ impl PassphraseProvider {
 
     /// One trailing line feed is not part of the passphrase.
     fn read_file(&self, path: &Path) -> Result<Secret, KekError> {
-        let unreadable = |source: std::io::Error| {
-            self.configuration(format!("cannot read the passphrase from {}", path.display()))
-                .caused_by(source)
-        };
-        let opened = OpenOptions::new().read(true).custom_flags(libc::O_NOCTTY).open(path);
-        let mut file = opened.map_err(unreadable)?;
-        let metadata = file.metadata().map_err(unreadable)?;
-        // A pipe (`<(command)` in a shell) has a mode too, but nobody else has a way to it.
-        if metadata.is_file() && metadata.mode() & 0o004 != 0 {
-            let path = path.display();
-            return Err(self.configuration(format!(
-                "everybody can read the passphrase in {path}; run: chmod o= {path}"
-            )));
-        }
-        if metadata.is_file() && metadata.mode() & 0o040 != 0 {
-            log::warn!("the group can read the passphrase in {}", path.display());
-        }
-        let bytes = file::read_bounded(&mut file, path, PASSPHRASE_BYTES_MAX)
-            .map_err(|error| file_error(error, &self.uri, ""))?;
-        let passphrase = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
-        Ok(Secret::from_fn(passphrase.len(), |target| target.copy_from_slice(passphrase)))
+        let what = ("read the passphrase from", "passphrase");
+        file::read_line(path, what, PASSPHRASE_BYTES_MAX)
+            .map_err(|error| file_error(error, &self.uri, ""))
     }
 
     fn ask(&self, twice: bool) -> Result<Secret, KekError> {
@@ -245,6 +225,9 @@ fn derive(passphrase: &Secret, parameters: &Argon2Parameters) -> Result<Secret, 
 
 #[cfg(test)]
 mod tests {
+    use std::fs::OpenOptions;
+    use std::os::unix::fs::OpenOptionsExt;
+
     use super::*;
 
     const BINDING: Binding = Binding { volume_id: crate::format::VolumeId([7; 16]) };
