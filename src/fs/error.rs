@@ -57,6 +57,12 @@ pub enum Error {
     /// SEEK_DATA or SEEK_HOLE past the end.
     #[error("no data or hole after the offset")]
     NoSuchOffset,
+    /// The volume is locked: its key was taken away.
+    #[error("the volume's key was revoked")]
+    KeyRevoked,
+    /// The volume is locked: there is no key for the time being.
+    #[error("the volume is locked")]
+    NoKey,
     /// What is stored does not authenticate, or the storage failed.
     #[error("{what}")]
     Io {
@@ -90,6 +96,8 @@ impl Error {
             Self::NoAttribute => libc::ENODATA,
             Self::AttributeTooLarge => libc::E2BIG,
             Self::NoSuchOffset => libc::ENXIO,
+            Self::KeyRevoked => libc::EKEYREVOKED,
+            Self::NoKey => libc::ENOKEY,
             Self::Io { .. } => libc::EIO,
         }
     }

@@ -95,6 +95,11 @@ pub enum Seek {
 /// Permissions (modes, owners, ACLs, sticky bits) are the kernel's to check
 /// (`default_permissions`); what a method checks itself is what the kernel cannot know.
 pub trait Tree: Send + Sync {
+    /// Whether callers are served. Operations look themselves; this is for a write of a caller,
+    /// which [`Tree::write`] cannot tell from one of the kernel that a caller was answered before.
+    fn admit(&self) -> Result<(), Error> {
+        Ok(())
+    }
     /// The entry `name` of directory `parent`.
     fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr, Error>;
     /// The kernel dropped its last reference to an inode.

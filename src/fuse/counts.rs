@@ -42,6 +42,14 @@ impl Counts {
         self.shard(ino).lock().contains_key(&ino)
     }
 
+    /// All inodes whose count is above zero.
+    pub(super) fn all(&self) -> Vec<Ino> {
+        self.shards
+            .iter()
+            .flat_map(|shard| shard.lock().keys().copied().collect::<Vec<_>>())
+            .collect()
+    }
+
     fn shard(&self, ino: Ino) -> &Mutex<HashMap<Ino, u64>> {
         &self.shards[ino as usize % SHARDS]
     }

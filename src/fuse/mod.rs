@@ -5,6 +5,7 @@
 //! event loop is always there for the next request, and for the kernel's own write-back.
 
 mod attr;
+mod caches;
 mod counts;
 mod errno;
 mod flags;
@@ -37,6 +38,7 @@ use errno::report;
 use workers::Workers;
 use writeback::Writeback;
 
+pub use caches::Caches;
 pub use session::{AllowOther, MountError, Options, Session};
 
 /// How long the kernel may keep names, attributes and the absence of names. It is the only one that
@@ -469,7 +471,13 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let kill_suid = flags::write_kills_suid(write_flags);
-        match attempt("write", ino, || self.tree().write(ino.0, offset, data, kill_suid)) {
+        let write = || {
+            if !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+                self.tree().admit()?;
+            }
+            self.tree().write(ino.0, offset, data, kill_suid)
+        };
+        match attempt("write", ino, write) {
             Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
             Err(errno) => reply.error(errno),
         }

@@ -10,6 +10,7 @@ use nix::mount::MsFlags;
 use nix::unistd::geteuid;
 
 use super::Adapter;
+use super::caches::Caches;
 use super::writeback::Writeback;
 use crate::fs::Tree;
 use crate::sys::mount;
@@ -116,6 +117,7 @@ pub enum MountError {
 pub struct Session {
     pub(super) inner: fuser::Session<Adapter>,
     mountpoint: PathBuf,
+    caches: Caches,
 }
 
 impl Session {
@@ -130,6 +132,7 @@ impl Session {
     ) -> Result<Self, MountError> {
         let writeback = Arc::new(OnceLock::new());
         let adapter = Adapter::new(tree, writeback.clone(), options);
+        let caches = Caches { shared: adapter.shared.clone() };
         let inner = match mount_directly(mountpoint, options)? {
             Some(device) => {
                 let config = config(options, Vec::new());
@@ -149,12 +152,17 @@ impl Session {
         let way =
             Writeback { notifier: inner.notifier(), mountpoint: mountpoint.to_owned(), device };
         let _ = writeback.set(way);
-        Ok(Self { inner, mountpoint: mountpoint.to_owned() })
+        Ok(Self { inner, mountpoint: mountpoint.to_owned(), caches })
     }
 
     /// Where it is mounted.
     pub fn mountpoint(&self) -> &Path {
         &self.mountpoint
+    }
+
+    /// What the kernel caches of it.
+    pub fn caches(&self) -> &Caches {
+        &self.caches
     }
 
     /// Serves requests until the mount is gone, whoever took it away. Worker threads may still be

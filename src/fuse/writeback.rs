@@ -45,6 +45,14 @@ impl Writeback {
         let _ = self.notifier.inval_inode(INodeNo(ino), -1, 0);
     }
 
+    /// Makes the kernel write back what is dirty in `ino`, drop its pages, in mappings too, and ask
+    /// for its attributes when they are wanted next; with them goes the right to pass through a
+    /// directory without asking (`fuse_permission` in fs/fuse/dir.c).
+    pub(super) fn drop_inode(&self, ino: Ino) {
+        // The kernel may have forgotten it by now.
+        let _ = self.notifier.inval_inode(INodeNo(ino), 0, 0);
+    }
+
     /// The kind road, for root: the pages are written in large requests and stay cached. The
     /// descriptors live for the call only, for they make the mount busy.
     fn through_mount(&self, ino: Ino, offset: u64) -> std::io::Result<()> {

@@ -1,7 +1,7 @@
 //! Which inodes are open, so that an inode without a name lives as long as it is in use.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -18,7 +18,7 @@ use crate::fs::Ino;
 pub(super) struct Handles {
     last: AtomicU64,
     open: Mutex<HashMap<Ino, Open>>,
-    until_forgotten: bool,
+    until_forgotten: AtomicBool,
 }
 
 #[derive(Default)]
@@ -33,8 +33,8 @@ struct Open {
 impl Handles {
     /// Says that somebody above holds every inode that loses its last name, and calls
     /// [`Handles::forget`] for each.
-    pub fn wait_for_forget(&mut self) {
-        self.until_forgotten = true;
+    pub fn wait_for_forget(&self) {
+        self.until_forgotten.store(true, Ordering::Relaxed);
     }
 
     /// Counts one more handle of the inode and returns its number.
@@ -53,7 +53,7 @@ impl Handles {
             return false;
         }
         let nameless = state.nameless;
-        if nameless && self.until_forgotten && !state.forgotten {
+        if nameless && self.until_forgotten.load(Ordering::Relaxed) && !state.forgotten {
             return false;
         }
         open.remove(&ino);
@@ -78,7 +78,7 @@ impl Handles {
     #[must_use]
     pub fn nameless(&self, ino: Ino) -> bool {
         let mut open = self.open.lock();
-        if self.until_forgotten {
+        if self.until_forgotten.load(Ordering::Relaxed) {
             open.entry(ino).or_default().nameless = true;
             return false;
         }
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn the_last_of_close_and_forget_discards() {
-        let mut handles = Handles::default();
+        let handles = Handles::default();
         handles.wait_for_forget();
         assert!(!handles.nameless(7), "the kernel holds it");
         assert!(handles.is_nameless(7));

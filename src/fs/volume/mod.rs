@@ -17,6 +17,7 @@ mod attributes;
 mod content;
 mod dir;
 mod edit;
+mod gate;
 mod handle;
 mod namespace;
 mod rename;
@@ -35,6 +36,7 @@ use access::Accesses;
 use handle::Handles;
 
 pub use content::SIZE_BYTES_MAX;
+pub use gate::{GatedTree, Refusal};
 pub use namespace::make_root;
 
 /// Number of the root directory.
@@ -46,7 +48,7 @@ const SIZE_LOCKS: usize = 64;
 /// A volume as a filesystem.
 pub struct VolumeTree {
     volume: Arc<Volume>,
-    handles: Handles,
+    handles: Arc<Handles>,
     accesses: Arc<Accesses>,
     /// Keeps the ancestors of directories as they are while one is checked not to be moved below
     /// itself (the kernel's `s_vfs_rename_mutex`).
@@ -58,17 +60,22 @@ pub struct VolumeTree {
 impl VolumeTree {
     /// Serves `volume`. Call [`recover`] first if it was just opened.
     pub fn new(volume: Arc<Volume>) -> Self {
+        Self::resume(volume, Arc::default())
+    }
+
+    /// The same, with handles that were open when it was served before.
+    fn resume(volume: Arc<Volume>, handles: Arc<Handles>) -> Self {
         let sizes = [const { RwLock::new(()) }; SIZE_LOCKS];
         let accesses = Arc::new(Accesses::default());
         let waiting = accesses.clone();
         volume.before_epoch(Box::new(move |volume, has_work| waiting.put(volume, has_work)));
-        Self { volume, handles: Handles::default(), accesses, moves: Mutex::new(()), sizes }
+        Self { volume, handles, accesses, moves: Mutex::new(()), sizes }
     }
 
     /// Keeps every inode that loses its last name until [`Tree::forget`] says that nobody holds it.
     /// For a tree under a kernel, which holds what it removes and says when it lets go.
     #[must_use]
-    pub fn discard_when_forgotten(mut self) -> Self {
+    pub fn discard_when_forgotten(self) -> Self {
         self.handles.wait_for_forget();
         self
     }
@@ -119,8 +126,16 @@ impl VolumeTree {
 /// # Errors
 /// [`Error::Io`] if the list cannot be read.
 pub fn recover(volume: &Volume) -> Result<u64, Error> {
+    recover_except(volume, &|_| false)
+}
+
+/// As [`recover`], but for what is still in use.
+fn recover_except(volume: &Volume, in_use: &dyn Fn(Ino) -> bool) -> Result<u64, Error> {
     let mut discarded = 0;
     for ino in volume.orphans().map_err(failed(volume, "listing nameless inodes", ROOT))? {
+        if in_use(ino) {
+            continue;
+        }
         match volume.discard(ino) {
             Ok(()) => discarded += 1,
             Err(error) => log::warn!("inode {ino} has no name and cannot be discarded: {error}"),

@@ -1,0 +1,40 @@
+//! What the kernel has cached of a mount: to be written back, and to be dropped.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::Shared;
+use crate::fs::Ino;
+
+/// A way to the kernel's caches of one mount. Call it from threads that hold no lock and serve no
+/// request: event loops must be free to take the WRITEs that it causes.
+#[derive(Clone)]
+pub struct Caches {
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Caches {
+    /// Has the kernel write back what is dirty, in large requests, until `deadline`; what is left
+    /// then is left to [`Caches::drop_all`].
+    pub fn write_back(&self, deadline: Instant) {
+        let Some(kernel) = self.shared.writeback.get() else { return };
+        for ino in self.shared.writers.all() {
+            if Instant::now() >= deadline {
+                return;
+            }
+            // One that cannot be written will say so to whoever has it open.
+            let _ = kernel.write_back(ino, 0);
+        }
+    }
+
+    /// Drops all pages, attributes and the right to use names without asking, of every inode that
+    /// the kernel holds; what is dirty is written back first. Returns how many inodes there are.
+    pub fn drop_all(&self) -> usize {
+        let Some(kernel) = self.shared.writeback.get() else { return 0 };
+        let mut known: Vec<Ino> = self.shared.lookups.all();
+        // The root is held without having been looked up.
+        known.push(fuser::INodeNo::ROOT.0);
+        known.iter().for_each(|ino| kernel.drop_inode(*ino));
+        known.len()
+    }
+}
