@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -33,6 +34,13 @@ pub enum Command {
         atrest umount --lazy /mnt/clear"
     )]
     Umount(UmountArgs),
+    /// Take the keys of a mount out of memory; it stays mounted, and refuses everything
+    #[command(after_help = "Example:\n  atrest lock /mnt/clear")]
+    Lock(LockArgs),
+    /// Go on with a mount that was locked
+    #[command(after_help = "Examples:\n  atrest unlock /mnt/clear\n  \
+        atrest unlock --passphrase-file /run/secrets/vault /mnt/clear")]
+    Unlock(UnlockArgs),
     /// Show the state of a volume or mount
     #[command(after_help = "Examples:\n  atrest status /mnt/clear\n  \
         atrest status --json /srv/vault")]
@@ -129,6 +137,15 @@ pub struct MountArgs {
     /// error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: log::LevelFilter,
+    /// Ask for the key again this often (30s, 5m)
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
+    pub kek_check: Duration,
+    /// How long to serve while the key service does not answer (0s, 24h)
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
+    pub kek_grace: Duration,
+    /// What to do then: lock, or serve until the key is denied
+    #[arg(long, value_enum, default_value = "lock")]
+    pub on_outage: OutageName,
     /// Mount although the volume is older than this host has seen it
     #[arg(long)]
     pub allow_rollback: bool,
@@ -145,6 +162,23 @@ pub struct UmountArgs {
     /// Disappear now, and end when the last user is gone
     #[arg(short, long)]
     pub lazy: bool,
+}
+
+/// `atrest lock`
+#[derive(Args, Debug)]
+pub struct LockArgs {
+    /// Mount point, or directory of the volume
+    pub path: PathBuf,
+}
+
+/// `atrest unlock`
+#[derive(Args, Debug)]
+pub struct UnlockArgs {
+    /// Mount point, or directory of the volume
+    pub path: PathBuf,
+    /// Have the daemon read the passphrase from the first line of this file
+    #[arg(long, value_name = "FILE")]
+    pub passphrase_file: Option<PathBuf>,
 }
 
 /// `atrest status`
@@ -315,6 +349,27 @@ pub struct KekCheckArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub keys: KeySourceArgs,
+}
+
+/// What a mount does when nobody answers for its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OutageName {
+    /// Lock when the grace is over
+    Lock,
+    /// Serve for as long as nobody denies the key
+    Serve,
+}
+
+/// `90s`, `5m`, `1h 30m`; at most ten years, which no lease outlives.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let parsed: jiff::SignedDuration =
+        text.parse().map_err(|_| "not a time; write it like 30s, 5m or 24h".to_owned())?;
+    let time = Duration::try_from(parsed).map_err(|_| "it is negative".to_owned())?;
+    let most = Duration::from_secs(10 * 366 * 24 * 3600);
+    if time <= most { Ok(time) } else { Err("it is longer than ten years".to_owned()) }
 }
 
 /// The arguments as `atrest` would be given them, if the program was started by mount(8) or

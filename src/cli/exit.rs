@@ -86,6 +86,8 @@ pub enum Exit {
     NotDurable = 52,
     /// The daemon does not answer, or did not end in time.
     DaemonSilent = 53,
+    /// `unlock`: the key cannot be had, or the volume cannot be opened with it.
+    StillLocked = 54,
 }
 
 impl From<Exit> for ExitCode {

@@ -29,10 +29,14 @@ pub fn run(arguments: &InspectArgs) -> Result<(), Failure> {
             allow_rollback: true,
         };
         let opened = open::open(&volume, &keys::provider_options(&arguments.keys), how)?;
-        match &arguments.path {
-            Some(path) => view = of_path(opened.control.volume(), path)?,
-            None => view.extend(fields(&opened.control.volume().inspect())),
-        }
+        let inspected = opened.control.with_volume(|volume| match &arguments.path {
+            Some(path) => of_path(volume, path).map(|of_path| view = of_path),
+            None => {
+                view.extend(fields(&volume.inspect()));
+                Ok(())
+            }
+        });
+        inspected.expect("what was just opened is not locked")?;
     }
     status::print(&view, arguments.json);
     Ok(())

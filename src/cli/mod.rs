@@ -1,6 +1,7 @@
 //! Command line: what was typed, what it means, what is printed, exit codes.
 
 pub mod args;
+mod control;
 pub mod exit;
 mod fsck;
 pub mod hint;
@@ -8,6 +9,7 @@ mod init;
 mod inspect;
 mod kek;
 mod keys;
+mod lock;
 mod mount;
 mod open;
 mod options;
@@ -42,6 +44,8 @@ fn execute(command: &Command) -> Result<u8, Failure> {
         Command::Mount(arguments) => return mount::run(arguments),
         Command::Init(arguments) => init::run(arguments)?,
         Command::Umount(arguments) => umount::run(arguments)?,
+        Command::Lock(arguments) => lock::lock(arguments)?,
+        Command::Unlock(arguments) => lock::unlock(arguments)?,
         Command::Status(arguments) => status::run(arguments)?,
         Command::Inspect(arguments) => inspect::run(arguments)?,
         Command::Fsck(arguments) => return fsck::run(arguments),

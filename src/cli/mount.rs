@@ -48,6 +48,7 @@ pub fn run(arguments: &MountArgs) -> Result<u8, Failure> {
         volume_id,
         mountpoint,
         options: parsed.mount,
+        lease: parsed.lease,
     };
     daemon::serve(service, readiness).map_err(|error| {
         let failure = Failure::daemon(&error);

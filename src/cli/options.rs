@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use super::args::{KeyArgs, MountArgs};
+use super::args::{KeyArgs, MountArgs, OutageName, duration};
 use super::exit::Exit;
 use super::hint::Failure;
-use crate::daemon::{AllowOther, Options};
+use crate::daemon::{AllowOther, OnOutage, Options, Policy};
 
 /// What a list of options says.
 #[derive(Debug)]
@@ -16,6 +16,8 @@ pub struct Parsed {
     pub keys: KeyArgs,
     /// The mount point need not be empty.
     pub nonempty: bool,
+    /// For how long the key is good without being asked for again.
+    pub lease: Policy,
     /// Where to log, if an option says.
     pub log: Option<PathBuf>,
 }
@@ -52,6 +54,14 @@ pub fn parse(arguments: &MountArgs, source: PathBuf) -> Result<Parsed, Failure> 
         mount: Options::new(source),
         keys: arguments.keys.clone(),
         nonempty: false,
+        lease: Policy {
+            check: arguments.kek_check,
+            grace: arguments.kek_grace,
+            on_outage: match arguments.on_outage {
+                OutageName::Lock => OnOutage::Lock,
+                OutageName::Serve => OnOutage::Serve,
+            },
+        },
         log: arguments.log.clone(),
     };
     parsed.mount.read_only |= arguments.read_only;
@@ -101,6 +111,19 @@ impl Parsed {
             "passphrase-file" => self.keys.source.passphrase_file = Some(value.into()),
             "key-store" => self.keys.source.key_store = Some(value.into()),
             "allow-kek" => self.keys.source.allow.push(value.to_owned()),
+            "kek-check" => match duration(value) {
+                Ok(time) => self.lease.check = time,
+                Err(_) => return false,
+            },
+            "kek-grace" => match duration(value) {
+                Ok(time) => self.lease.grace = time,
+                Err(_) => return false,
+            },
+            "on-outage" => match value {
+                "lock" => self.lease.on_outage = OnOutage::Lock,
+                "serve" => self.lease.on_outage = OnOutage::Serve,
+                _ => return false,
+            },
             "log" => self.log = Some(value.into()),
             name => return name == "comment" || name.starts_with("x-"),
         }

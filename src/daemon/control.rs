@@ -5,6 +5,9 @@
 //! {"op":"sync"}                            {"ok":true}
 //! {"op":"unmount"}                         {"ok":true}
 //! {"op":"replace-config","config":"..."}   {"ok":false,"error":"..."}
+//! {"op":"lock"}                            {"ok":true}
+//! {"op":"unlock"}                          {"ok":true}
+//! {"op":"unlock","passphrase_file":"..."}  {"ok":true}
 //! ```
 
 use std::fs::{DirBuilder, Permissions};
@@ -16,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::lease::Answer;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::geteuid;
 use serde::Deserialize;
@@ -42,11 +46,35 @@ pub trait VolumeControl: Send + Sync {
     /// # Errors
     /// Why it is refused, in words.
     fn replace_config(&self, bytes: &[u8]) -> Result<(), String>;
+    /// Asks whoever keeps the key for it. When it is granted, and the key has a newer version, the
+    /// volume key is wrapped under that.
+    fn check(&self) -> Answer;
+    /// Refuses callers from now on; `revoked` says why. Returns when nobody is served any more.
+    fn drain(&self, revoked: bool);
+    /// How many writes came since [`VolumeControl::drain`].
+    fn late_writes(&self) -> u64;
+    /// Makes everything durable, and wipes keys and whatever they have opened. Serves nobody then,
+    /// on failure either.
+    ///
+    /// # Errors
+    /// What was lost, in words.
+    fn lock(&self) -> Result<(), String>;
+    /// Opens the volume again after [`VolumeControl::lock`], if its key is granted. A passphrase is
+    /// read from the file.
+    fn reopen(&self, passphrase_file: Option<&Path>) -> Answer;
     /// Makes everything durable, wipes keys and releases the volume's lock.
     ///
     /// # Errors
     /// What was lost, in words.
     fn close(&self) -> Result<(), String>;
+}
+
+/// What can be locked by hand.
+pub(super) trait Lockable: Send + Sync {
+    /// See `Driver::lock`.
+    fn lock(&self) -> Result<(), String>;
+    /// See `Driver::unlock`.
+    fn unlock(&self, passphrase_file: Option<&Path>) -> Result<(), String>;
 }
 
 /// What clients may ask for.
@@ -57,6 +85,8 @@ enum Request {
     Sync,
     Unmount,
     ReplaceConfig { config: String },
+    Lock,
+    Unlock { passphrase_file: Option<PathBuf> },
 }
 
 /// What answers requests.
@@ -64,6 +94,8 @@ pub(super) struct Handler {
     pub(super) volume: Arc<dyn VolumeControl>,
     /// Adds what the daemon knows to the volume's status.
     pub(super) status: Box<dyn Fn(Value) -> Value + Send + Sync>,
+    /// Locks and unlocks.
+    pub(super) lease: Arc<dyn Lockable>,
     /// Unmounts, or says why not.
     pub(super) unmount: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
 }
@@ -165,6 +197,8 @@ fn reply(line: &[u8], handler: &Handler) -> Value {
         }
         Request::Sync => handler.volume.sync(),
         Request::Unmount => (handler.unmount)(),
+        Request::Lock => handler.lease.lock(),
+        Request::Unlock { passphrase_file } => handler.lease.unlock(passphrase_file.as_deref()),
         Request::ReplaceConfig { config } => handler.volume.replace_config(config.as_bytes()),
     };
     match result {
@@ -219,8 +253,36 @@ mod tests {
             if bytes == b"new" { Ok(()) } else { Err("refused".to_owned()) }
         }
 
+        fn check(&self) -> Answer {
+            Answer::Granted
+        }
+
+        fn drain(&self, _: bool) {}
+
+        fn late_writes(&self) -> u64 {
+            0
+        }
+
+        fn lock(&self) -> Result<(), String> {
+            Ok(())
+        }
+
+        fn reopen(&self, _: Option<&Path>) -> Answer {
+            Answer::Granted
+        }
+
         fn close(&self) -> Result<(), String> {
             Ok(())
+        }
+    }
+
+    impl Lockable for Fake {
+        fn lock(&self) -> Result<(), String> {
+            Ok(())
+        }
+
+        fn unlock(&self, passphrase_file: Option<&Path>) -> Result<(), String> {
+            passphrase_file.map_or(Ok(()), |file| Err(format!("not {}", file.display())))
         }
     }
 
@@ -232,6 +294,7 @@ mod tests {
                 status["pid"] = json!(1);
                 status
             }),
+            lease: Arc::new(Fake),
             unmount: Box::new(|| Err("busy".to_owned())),
         };
         (Server::start(&path, handler).unwrap(), path)
@@ -248,6 +311,10 @@ mod tests {
         ask(json!({ "op": "replace-config", "config": "new" })).unwrap();
         assert_eq!(ask(json!({ "op": "sync" })).unwrap_err().to_string(), "the disk is gone");
         assert_eq!(ask(json!({ "op": "unmount" })).unwrap_err().to_string(), "busy");
+        ask(json!({ "op": "lock" })).unwrap();
+        ask(json!({ "op": "unlock" })).unwrap();
+        let wrong = ask(json!({ "op": "unlock", "passphrase_file": "/x" })).unwrap_err();
+        assert_eq!(wrong.to_string(), "not /x");
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         drop(server);
         assert!(!path.exists());

@@ -1,6 +1,7 @@
 //! One mount's life as a process: fork, signals, readiness, logging, control socket, unmount.
 
 mod control;
+mod lease;
 pub mod logging;
 pub mod paths;
 
@@ -21,7 +22,9 @@ use crate::sys::mount;
 use crate::sys::process::{self, Side, Signals};
 
 pub use crate::fuse::{AllowOther, MountError, Options};
+pub use crate::lease::{Answer, OnOutage, Policy};
 pub use control::{VolumeControl, ask};
+use lease::Driver;
 
 /// Why a daemon could not start, or did not end well. `Display` says what was attempted; the cause
 /// is in `source()`.
@@ -137,6 +140,8 @@ pub struct Service {
     pub mountpoint: PathBuf,
     /// How to mount.
     pub options: Options,
+    /// For how long the key is good without being asked for again.
+    pub lease: Policy,
 }
 
 /// Keeps what the process knows out of core dumps and raises its limits. Call it before secrets
@@ -169,14 +174,18 @@ pub fn serve(service: Service, readiness: Readiness) -> Result<(), Error> {
 }
 
 fn serve_until_unmounted(service: Service, readiness: Readiness) -> Result<(), Error> {
-    let Service { tree, volume, volume_id, mountpoint, options } = service;
+    let Service { tree, volume, volume_id, mountpoint, options, lease } = service;
     let failed = |attempt| move |source| Error::Process { attempt, source };
     let signals = Signals::catch(&[Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     let mut signals = signals.map_err(failed("catch signals"))?;
     let session = Session::mount(tree, &mountpoint, &options)?;
     log::info!("mounted {} at {}", options.source.display(), mountpoint.display());
 
-    let _control = start_control(volume, &volume_id, &mountpoint, &options);
+    let driver = Driver::new(lease, volume.clone(), session.caches().clone());
+    let _control = start_control(volume, driver.clone(), &volume_id, &mountpoint, &options);
+    let checks = driver.clone();
+    let checker = std::thread::Builder::new().name("atrest-lease".to_owned());
+    let checker = checker.spawn(move || checks.run()).map_err(failed("start a thread"))?;
     let place = mountpoint.clone();
     let watch = std::thread::Builder::new().name("atrest-signals".to_owned());
     let watched = watch.spawn(move || {
@@ -201,12 +210,17 @@ fn serve_until_unmounted(service: Service, readiness: Readiness) -> Result<(), E
         }
     });
     probed.map_err(failed("start a thread"))?;
-    session.run().map_err(Error::Session)
+    let served = session.run().map_err(Error::Session);
+    driver.stop();
+    // A check waits for an answer at most; what it does then must not meet the closing.
+    let _ = checker.join();
+    served
 }
 
 /// The control socket is a convenience: a mount without it serves as well.
 fn start_control(
     volume: Arc<dyn VolumeControl>,
+    lease: Arc<Driver>,
     volume_id: &str,
     mountpoint: &Path,
     options: &Options,
@@ -221,9 +235,11 @@ fn start_control(
         "since": jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         "pid": std::process::id(),
     });
+    let state = lease.clone();
     let handler = control::Handler {
         volume,
-        status: Box::new(move |status| merge(known.clone(), status)),
+        status: Box::new(move |status| merge(merge(known.clone(), status), state.status())),
+        lease,
         unmount: Box::new(move || {
             mount::unmount(&place, false).map_err(|error| match error.raw_os_error() {
                 Some(libc::EBUSY) => busy_text(&place),

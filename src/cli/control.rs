@@ -1,0 +1,268 @@
+//! What the daemon asks of the volume that it serves.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use parking_lot::{Mutex, RwLock};
+use serde_json::{Value, json};
+
+use super::hint::chain;
+use super::open::{Place, Serving};
+use super::{place, status};
+use crate::daemon::{Answer, VolumeControl};
+use crate::format::config::Config;
+use crate::fs::volume::{GatedTree, Refusal, recover};
+use crate::key::pin::Pin;
+use crate::key::{KekError, KeyError, Opened, ProviderOptions, VolumeKeys};
+use crate::storage::VolumeLock;
+use crate::sys::memory;
+use crate::volume::Volume;
+
+/// Bytes of a page, in which the volume counts its space.
+const PAGE_BYTES: u64 = crate::format::PAGE_BYTES as u64;
+
+/// See [`VolumeControl`].
+pub struct Control {
+    place: Place,
+    /// Number of the key slot that opened the volume; the lease is on its key.
+    slot: u32,
+    /// How to ask for that key again.
+    options: ProviderOptions,
+    /// The newest configuration; held while it is replaced, so that of two that are made from the
+    /// same one the second is refused.
+    config: Mutex<Config>,
+    /// `None` while it is locked.
+    serving: RwLock<Option<Serving>>,
+    tree: Arc<GatedTree>,
+    /// Released when everything else is gone.
+    _lock: VolumeLock,
+}
+
+impl Control {
+    /// The control of a volume that was just opened, by this slot.
+    pub(super) fn new(
+        place: Place,
+        slot: u32,
+        options: ProviderOptions,
+        config: Config,
+        serving: Serving,
+        tree: Arc<GatedTree>,
+        lock: VolumeLock,
+    ) -> Self {
+        let (config, serving) = (Mutex::new(config), RwLock::new(Some(serving)));
+        Self { place, slot, options, config, serving, tree, _lock: lock }
+    }
+
+    /// Starts what runs beside requests. Threads: not before a fork.
+    pub fn start(&self) {
+        let serving = self.serving.read();
+        let Some(Serving { volume, .. }) = &*serving else { return };
+        match recover(volume) {
+            Ok(0) => {}
+            Ok(count) => log::info!("{count} files that were deleted while open are gone now"),
+            Err(error) => log::error!("deleted files are still there: {}", chain(&error)),
+        }
+        volume.start();
+    }
+
+    /// Calls `work` with the volume; `None` while it is locked.
+    pub fn with_volume<R>(&self, work: impl FnOnce(&Volume) -> R) -> Option<R> {
+        self.serving.read().as_ref().map(|serving| work(&serving.volume))
+    }
+
+    fn remember(&self, serving: &Serving) -> Result<(), String> {
+        let superblock = serving.volume.epochs().superblock();
+        let pin = Pin {
+            pin: serving.keys.pin(),
+            // After an unmount in order both superblocks hold the same state: if the newer one is
+            // lost, the other is no older.
+            sequence: superblock.sequence - u64::from(superblock.clean),
+            generation: self.config.lock().data().generation,
+        };
+        let id = serving.volume.volume_id();
+        self.place.pins.store(id, &pin).map_err(|error| chain(&error))
+    }
+
+    /// Unwraps the volume's keys anew, by the slot that the lease is on.
+    fn ask(&self, options: &ProviderOptions) -> Result<Opened, Answer> {
+        let bytes = self.config.lock().bytes().to_vec();
+        VolumeKeys::open(&bytes, options).map_err(|error| answer_of(&error))
+    }
+
+    /// Wraps the volume key under a newer version of its key, if there is one.
+    fn follow_rotation(&self, opened: &Opened) {
+        let Opened { config, keys, slot, provider, .. } = opened;
+        let old = config.slot(*slot).map(|slot| slot.kek.key_version.clone()).unwrap_or_default();
+        let newest = match provider.latest_version() {
+            Ok(Some(newest)) if newest != old => newest,
+            Ok(_) => return,
+            // Unwrapping worked, which is what matters.
+            Err(error) => {
+                return log::debug!("the newest version of the key is not known: {error}");
+            }
+        };
+        let rotated = keys
+            .rotate_slot(config, *slot, &**provider, false)
+            .map_err(|error| chain(&error))
+            .and_then(|config| self.replace_config(config.bytes()));
+        match rotated {
+            Ok(()) => log::info!("slot {slot}: wrapped under version {newest} of its key"),
+            Err(error) => log::error!("slot {slot}: cannot follow its key to {newest}: {error}"),
+        }
+    }
+}
+
+/// What an attempt to unwrap says about the key.
+fn answer_of(error: &KeyError) -> Answer {
+    let denied = match error {
+        KeyError::Kek(error) => error.is_definitive(),
+        KeyError::NoSlot(failures) => {
+            failures.iter().any(|failure| KekError::is_definitive(&failure.error))
+        }
+        _ => false,
+    };
+    if denied { Answer::Denied(chain(error)) } else { Answer::Outage(chain(error)) }
+}
+
+/// The key slot that opened the volume, as it is now: it may have been wrapped again since.
+fn key_in_use(config: &Config, slot: u32) -> Value {
+    match config.slot(slot) {
+        Some(slot) => status::slot(slot),
+        None => json!({ "slot": slot, "removed": true }),
+    }
+}
+
+fn state_of(volume: &Volume, keys: &VolumeKeys) -> Value {
+    let (_, free, inodes) = volume.space();
+    let (used, _) = volume.epochs().space.usage();
+    let damage = volume.epochs().damage();
+    json!({
+        "cipher": volume.cipher().name(),
+        "epoch": keys.current_epoch(),
+        "sequence": volume.epochs().superblock().sequence,
+        "used_bytes": used * PAGE_BYTES,
+        "free_bytes": free * PAGE_BYTES,
+        "inodes": inodes,
+        "damage": {
+            "nodes_healed": damage.nodes_healed.load(Ordering::Relaxed),
+            "nodes_lost": damage.nodes_lost.load(Ordering::Relaxed),
+            "pages_lost": damage.pages_lost.load(Ordering::Relaxed),
+            "changes_lost": damage.changes_lost.load(Ordering::Relaxed),
+        },
+    })
+}
+
+impl VolumeControl for Control {
+    fn status_json(&self) -> Value {
+        let mut status = match &*self.serving.read() {
+            Some(serving) => state_of(&serving.volume, &serving.keys),
+            None => json!({}),
+        };
+        let config = self.config.lock();
+        status["generation"] = json!(config.data().generation);
+        status["key_in_use"] = key_in_use(&config, self.slot);
+        status
+    }
+
+    fn sync(&self) -> Result<(), String> {
+        // What is locked is durable, or was reported.
+        let synced = self.with_volume(|volume| volume.sync().map_err(|error| chain(&error)));
+        synced.unwrap_or(Ok(()))
+    }
+
+    fn replace_config(&self, bytes: &[u8]) -> Result<(), String> {
+        let serving = self.serving.read();
+        let Some(Serving { volume, keys }) = &*serving else {
+            return Err("the volume is locked; unlock it first: atrest unlock".to_owned());
+        };
+        let config = keys.verify_config(bytes).map_err(|error| chain(&error))?;
+        let mut newest = self.config.lock();
+        let generation = newest.data().generation;
+        if config.data().generation <= generation {
+            return Err(format!(
+                "the volume's keys were changed meanwhile (generation {generation}): run it again"
+            ));
+        }
+        volume.replace_config(config.bytes()).map_err(|error| chain(&error))?;
+        if config.slot(self.slot).is_none() {
+            log::warn!("key slot {}, which opened the volume, is removed", self.slot);
+        }
+        log::info!("the volume's keys were changed: generation {}", config.data().generation);
+        *newest = config;
+        Ok(())
+    }
+
+    fn check(&self) -> Answer {
+        // A passphrase is known to who typed it, and cannot be taken away.
+        let typed = self.options.passphrase_file.is_none();
+        let of_passphrase = |config: &Config| {
+            config.slot(self.slot).is_some_and(|slot| slot.provider.starts_with("passphrase:"))
+        };
+        if typed && of_passphrase(&self.config.lock()) {
+            return Answer::Granted;
+        }
+        let opened = match self.ask(&self.options) {
+            Ok(opened) => opened,
+            Err(answer) => return answer,
+        };
+        if !self.place.read_only && self.serving.read().is_some() {
+            self.follow_rotation(&opened);
+        }
+        Answer::Granted
+    }
+
+    fn drain(&self, revoked: bool) {
+        self.tree.drain(if revoked { Refusal::Revoked } else { Refusal::NoKey });
+    }
+
+    fn late_writes(&self) -> u64 {
+        self.tree.late_writes()
+    }
+
+    fn lock(&self) -> Result<(), String> {
+        let Some(serving) = self.serving.write().take() else { return Ok(()) };
+        let closed = serving.volume.close().map_err(|error| chain(&error));
+        let remembered = self.remember(&serving);
+        self.tree.lock();
+        let Serving { volume, keys } = serving;
+        // The volume's own threads have ended with it, and the tree is gone.
+        if Arc::into_inner(volume).is_none() | Arc::into_inner(keys).is_none() {
+            log::error!("a defect keeps keys in memory; end the daemon to be sure");
+        }
+        memory::trim_heap();
+        closed.and(remembered)
+    }
+
+    fn reopen(&self, passphrase_file: Option<&Path>) -> Answer {
+        let mut options = self.options.clone();
+        if let Some(file) = passphrase_file {
+            options.passphrase_file = Some(file.to_owned());
+        }
+        // Somebody may have changed its keys while nobody held them.
+        let bytes = match place::config_bytes(&self.place.path) {
+            Ok(bytes) => bytes,
+            Err(failure) => return Answer::Outage(failure.to_string()),
+        };
+        let opened = match VolumeKeys::open(&bytes, &options) {
+            Ok(opened) => opened,
+            Err(error) => return answer_of(&error),
+        };
+        let (config, serving) = match self.place.open(opened, false) {
+            Ok(opened) => opened,
+            Err(failure) => return Answer::Outage(failure.to_string()),
+        };
+        *self.config.lock() = config;
+        self.tree.resume(serving.volume.clone());
+        serving.volume.start();
+        *self.serving.write() = Some(serving);
+        Answer::Granted
+    }
+
+    fn close(&self) -> Result<(), String> {
+        let serving = self.serving.read();
+        let Some(serving) = &*serving else { return Ok(()) };
+        serving.volume.close().map_err(|error| chain(&error))?;
+        self.remember(serving)
+    }
+}
