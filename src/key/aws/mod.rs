@@ -449,11 +449,15 @@ impl KekProvider for AwsProvider {
         let deadline = self.client.deadline();
         let key = self.usable_key(deadline)?;
         let context = binding.associated_data();
-        let blobs = secrets.iter().map(|secret| self.wrap_one(&key.arn, &context, secret, deadline));
+        let blobs =
+            secrets.iter().map(|secret| self.wrap_one(&key.arn, &context, secret, deadline));
         let blobs = blobs.collect::<Result<_, _>>()?;
         let key_version = key.version();
         let (key_id, algorithm) = (key.arn, Algorithm::A256Gcm);
-        Ok(Wrapped { kek: KekReference { key_id, key_version, algorithm, parameters: None }, blobs })
+        Ok(Wrapped {
+            kek: KekReference { key_id, key_version, algorithm, parameters: None },
+            blobs,
+        })
     }
 
     fn unwrap(

@@ -147,12 +147,12 @@ struct Decrypted<'a> {
 impl TransitProvider {
     /// Sends what `make` makes with a token, logging in when there is none; once more if it is
     /// refused with a token that may have ended.
-    fn ask(
+    fn ask<'a>(
         &self,
         operation: Operation,
         about: &str,
         deadline: Deadline,
-        make: impl Fn() -> Request<'_>,
+        make: impl Fn() -> Request<'a>,
     ) -> Result<Reply, KekError> {
         for attempt in 1.. {
             let session = self.login.session(&self.client, deadline, attempt > 1);
@@ -204,9 +204,8 @@ impl TransitProvider {
     fn key(&self, deadline: Deadline) -> Result<KeyData, KekError> {
         let about = &self.key_id;
         let reply = self.ask(Operation::Read, about, deadline, || Request::get(&self.urls.key))?;
-        let Envelope { data } = reply
-            .json::<Envelope<KeyData>>()
-            .map_err(|error| error.into_kek(&self.uri, about))?;
+        let Envelope { data } =
+            reply.json::<Envelope<KeyData>>().map_err(|error| error.into_kek(&self.uri, about))?;
         if data.latest_version == 0 || data.latest_version > u64::from(u32::MAX) {
             return Err(self.unexpected("with a key that has no version", about));
         }
@@ -245,7 +244,8 @@ impl TransitProvider {
     ) -> Result<Vec<u8>, KekError> {
         let about = self.about(version);
         let plaintext = Zeroizing::new(STANDARD.encode(secret.expose()));
-        let body = to_json(&Encrypt { plaintext: &plaintext, associated_data, key_version: version });
+        let body =
+            to_json(&Encrypt { plaintext: &plaintext, associated_data, key_version: version });
         let make = || Request::post_json(&self.urls.encrypt, &body);
         let reply = self.ask(Operation::Encrypt, &about, deadline, make)?;
         let Envelope { data } = reply
