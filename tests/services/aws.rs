@@ -26,7 +26,11 @@ struct Kms {
 
 impl Kms {
     fn start(name: &'static str, prefix: &'static str) -> Self {
-        Self { peers: Peers::start(&[name]), prefix, keys: ("any".into(), "SECRETof/nobody".into()) }
+        Self {
+            peers: Peers::start(&[name]),
+            prefix,
+            keys: ("any".into(), "SECRETof/nobody".into()),
+        }
     }
 
     fn variable(&self, name: &str) -> &str {
@@ -54,7 +58,8 @@ impl Kms {
 
     /// Lines for an access key.
     fn lines(&self, id: &str, secret: &str) -> String {
-        let text = format!("[default]\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n");
+        let text =
+            format!("[default]\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n");
         let file = self.peers.file(&format!("credentials-{}", secret.len()), &text);
         let (endpoint, ca) = (self.variable("ADDR"), self.variable("CACERT"));
         format!(
@@ -79,8 +84,9 @@ fn states() {
         assert!(provider.unwrap(&BINDING, &kek, blob).expect("just wrapped").is_same(&secret));
     }
     assert_integrity(provider.unwrap(&OTHER, &kek, &blobs[0]));
+    // What it authenticates are key and context, in the first bytes; not what is encrypted.
     let mut changed = blobs[0].clone();
-    *changed.last_mut().expect("bytes") ^= 1;
+    changed[60] ^= 1;
     assert_integrity(provider.unwrap(&BINDING, &kek, &changed));
     assert_integrity(provider.unwrap(&BINDING, &kek, &[0; 100]));
 
@@ -143,14 +149,19 @@ fn signatures_and_rights() {
     let uri = format!("aws:{}", kms.key());
     let secret = random::secret(32);
     let provider = kms.peers.provider(&uri, &kms.lines(&id, &key));
-    let Wrapped { kek, blobs } = provider.wrap(&BINDING, &[&secret]).expect("the signature is right");
+    let Wrapped { kek, blobs } =
+        provider.wrap(&BINDING, &[&secret]).expect("the signature is right");
     assert!(provider.unwrap(&BINDING, &kek, &blobs[0]).expect("it unwraps").is_same(&secret));
     let wrong = kms.peers.provider(&uri, &kms.lines(&id, "SECRETwhichIsWrong"));
     assert_error(wrong.unwrap(&BINDING, &kek, &blobs[0]), "authentication failed", false);
     let unknown = kms.peers.provider(&uri, &kms.lines("AKIAUNKNOWN", &key));
     assert_error(unknown.unwrap(&BINDING, &kek, &blobs[0]), "authentication failed", false);
     let limited = kms.peers.provider(&uri, &kms.lines(&limited_id, &limited_key));
-    assert_error(limited.unwrap(&BINDING, &kek, &blobs[0]), "allow kms:Decrypt on arn:aws:kms", true);
+    assert_error(
+        limited.unwrap(&BINDING, &kek, &blobs[0]),
+        "allow kms:Decrypt on arn:aws:kms",
+        true,
+    );
     assert_error(limited.wrap(&BINDING, &[&secret]), "allow kms:Encrypt on arn:aws:kms", true);
     assert!(limited.latest_version().is_ok(), "describing is allowed");
 }

@@ -63,7 +63,8 @@ impl Peers {
     pub fn file(&self, name: &str, text: &str) -> PathBuf {
         let path = self.directory.path().join(name);
         _ = std::fs::remove_file(&path);
-        let opened = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        let opened =
+            std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         opened.expect("writable").write_all(text.as_bytes()).expect("writable");
         path
     }

@@ -142,15 +142,17 @@ impl Login {
         }
     }
 
-    /// The token that there is, if it is good for a while and `anew` is not asked for; else another.
+    /// The token that there is, if it is good for a while and not the one that was `refused`; else
+    /// another. Whoever comes while somebody logs in waits for that login.
     pub(super) fn session(
         &self,
         client: &Client,
         deadline: Deadline,
-        anew: bool,
+        refused: Option<&Arc<Session>>,
     ) -> Result<Arc<Session>, Refusal> {
         let mut current = self.session.lock();
-        if let Some(session) = current.as_ref().filter(|session| !anew && !session.is_over()) {
+        let was_refused = |session: &Arc<Session>| refused.is_some_and(|r| Arc::ptr_eq(r, session));
+        if let Some(session) = current.as_ref().filter(|s| !s.is_over() && !was_refused(s)) {
             return Ok(session.clone());
         }
         let session = Arc::new(match &self.method {
