@@ -60,7 +60,7 @@ impl Kms {
     fn lines(&self, id: &str, secret: &str) -> String {
         let text =
             format!("[default]\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n");
-        let file = self.peers.file(&format!("credentials-{}", secret.len()), &text);
+        let file = self.peers.new_file(&text);
         let (endpoint, ca) = (self.variable("ADDR"), self.variable("CACERT"));
         format!(
             "endpoint = \"{endpoint}\"\nca_file = \"{ca}\"\ncredentials_file = \"{}\"",

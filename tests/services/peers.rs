@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use atrest::format::VolumeId;
 use atrest::key::{
@@ -67,6 +68,12 @@ impl Peers {
             std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         opened.expect("writable").write_all(text.as_bytes()).expect("writable");
         path
+    }
+
+    /// The same under a name that no other has.
+    pub fn new_file(&self, text: &str) -> PathBuf {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        self.file(&format!("file-{}", COUNT.fetch_add(1, Ordering::Relaxed)), text)
     }
 
     /// The provider of `uri`, with these lines of `providers.toml`.

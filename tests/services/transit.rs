@@ -43,7 +43,7 @@ impl Bao {
     }
 
     fn token_lines(&self, token: &str) -> String {
-        let path = self.0.file(&format!("token-{}", token.len()), token);
+        let path = self.0.new_file(token);
         self.lines(&format!("token_file = \"{}\"", path.display()))
     }
 

@@ -59,7 +59,7 @@ impl Exception {
             }
             "KMSInvalidStateException" if words.contains("is disabled") => KekErrorKind::Disabled,
             "KMSInvalidStateException" => KekErrorKind::Unreachable { reason: said.clone() },
-            "AccessDeniedException" => KekErrorKind::Denied {
+            "AccessDeniedException" | "AccessDenied" => KekErrorKind::Denied {
                 reason: format!(
                     "{words}; allow {permission} on {key} in the key's or role's policy"
                 ),
