@@ -8,6 +8,7 @@
 //! [`Registry::default`].
 
 pub mod authorize;
+pub mod azure;
 mod envelope;
 mod file;
 pub mod http;
@@ -279,6 +280,7 @@ pub struct Registry(BTreeMap<String, Constructor>);
 impl Default for Registry {
     fn default() -> Self {
         let mut registry = Self(BTreeMap::new());
+        registry.register("azure", Arc::new(azure::from_uri));
         registry.register("local", Arc::new(local::from_uri));
         registry.register("passphrase", Arc::new(passphrase::from_uri));
         registry.register("pkcs11", Arc::new(pkcs11::from_uri));
