@@ -9,6 +9,7 @@
 
 pub mod authorize;
 pub mod aws;
+pub mod azure;
 mod envelope;
 pub mod exec;
 mod file;
@@ -284,6 +285,7 @@ impl Default for Registry {
     fn default() -> Self {
         let mut registry = Self(BTreeMap::new());
         registry.register("aws", Arc::new(aws::from_uri));
+        registry.register("azure", Arc::new(azure::from_uri));
         registry.register("exec", Arc::new(exec::from_uri));
         registry.register("local", Arc::new(local::from_uri));
         registry.register("passphrase", Arc::new(passphrase::from_uri));
