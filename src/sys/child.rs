@@ -170,8 +170,8 @@ fn confine() -> io::Result<()> {
     let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `none` lives through the call, which only reads it.
     Errno::result(unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) })?;
-    // Descriptors that some library opened without O_CLOEXEC. Linux 5.11 introduced the flag; before,
-    // nothing is lost but this second line of defence.
+    // Descriptors that some library opened without O_CLOEXEC. Linux 5.11 introduced the flag;
+    // before, nothing is lost but this second line of defence.
     let flags = libc::CLOSE_RANGE_CLOEXEC;
     // SAFETY: no memory is passed, and descriptors are closed by the execve(2) that follows only.
     unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, flags) };

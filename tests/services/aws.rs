@@ -1,5 +1,5 @@
-//! `aws:` against ministack, which keeps the states of keys, and moto, which rotates and, with IAM on,
-//! checks signatures and policies. None of them does all.
+//! `aws:` against ministack, which keeps the states of keys, and moto, which rotates and, with IAM
+//! on, checks signatures and policies. None of them does all.
 
 use std::process::Command;
 

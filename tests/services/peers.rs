@@ -27,8 +27,8 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// Starts them. One that cannot be had fails the test: a provider that nobody tries is not known
-    /// to work.
+    /// Starts them. One that cannot be had fails the test: a provider that nobody tries is not
+    /// known to work.
     pub fn start(names: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/peers");

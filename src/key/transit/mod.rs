@@ -2,8 +2,8 @@
 //! HashiCorp Vault. MOUNT is where the engine is mounted, `transit` by default, perhaps below
 //! namespaces.
 //!
-//! The key must be there, of type `aes256-gcm96` and not derived. It is looked up before anything is
-//! wrapped: a token with the capability `create` would otherwise make a misspelt key. The volume is
+//! The key must be there, of type `aes256-gcm96` and not derived. It is looked up before anything
+//! is wrapped: a token with the capability `create` would otherwise make a misspelt key. The volume is
 //! the associated data, so `rewrap`, which takes none, is of no use: a rotation unwraps and wraps.
 //!
 //! What a mount has to be granted: `update` on `MOUNT/decrypt/KEY`; to wrap, also `read` on

@@ -148,7 +148,7 @@ fn refusals() {
         let server = Server::start(move |_| json(status, &body));
         let mut provider = with_token(&server);
         // Without waiting for a service that stays busy.
-        provider.client = Client::new(super::super::http::Settings {
+        provider.client = Client::new(crate::key::http::Settings {
             total_timeout: std::time::Duration::from_millis(1),
             plain_http: true,
             ..Default::default()
@@ -166,8 +166,8 @@ fn refusals() {
     }
 }
 
-/// A 403 with a token that the service knows is a decision about the key, with what to grant; with one
-/// that it does not know, it is the credential's end.
+/// A 403 with a token that the service knows is a decision about the key, with what to grant; with
+/// one that it does not know, it is the credential's end.
 #[test]
 fn denied_or_revoked() {
     for (lookup, expected) in [
