@@ -44,8 +44,8 @@ impl Exception {
         BUSY.contains(&self.name.as_str())
     }
 
-    /// Its kind, for the operation `permission` on `key`; and its words, where the kind has no place
-    /// for them.
+    /// Its kind, for the operation `permission` on `key`; and its words, where the kind has no
+    /// place for them.
     pub(super) fn kind(&self, permission: &str, key: &str) -> (KekErrorKind, Option<String>) {
         let Self { name, words } = self;
         let said = format!("{name}: {words}");

@@ -264,10 +264,9 @@ pub(super) fn find(
     let file = file.or_else(|| variable("AWS_SHARED_CREDENTIALS_FILE").map(PathBuf::from));
     let home = || variable("HOME").map(|home| Path::new(&home).join(".aws/credentials"));
     let profile = settings.profile.clone();
-    if profile.is_none() && settings.credentials_file.is_none() {
-        if variable("AWS_ACCESS_KEY_ID").is_some() {
-            return Ok(Source::Environment);
-        }
+    let unnamed = profile.is_none() && settings.credentials_file.is_none();
+    if unnamed && variable("AWS_ACCESS_KEY_ID").is_some() {
+        return Ok(Source::Environment);
     }
     let named = profile.or_else(|| variable("AWS_PROFILE"));
     let asked = named.is_some() || file.is_some();

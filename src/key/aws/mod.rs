@@ -6,7 +6,8 @@
 //! older material goes on decrypting. Where an alias points is for new wraps only: a slot's key is
 //! asked by its own ARN, and must be of the account and region that the URI says.
 //!
-//! What a mount has to be granted: `kms:Decrypt`; to wrap, also `kms:DescribeKey` and `kms:Encrypt`.
+//! What a mount has to be granted: `kms:Decrypt`; to wrap, also `kms:DescribeKey` and
+//! `kms:Encrypt`.
 
 mod answer;
 mod credentials;
@@ -281,7 +282,8 @@ impl AwsProvider {
         }
     }
 
-    /// Asks, again while the service is busy, and once more with new credentials if these are refused.
+    /// Asks, again while the service is busy, and once more with new credentials if these are
+    /// refused.
     fn ask(
         &self,
         operation: Operation,

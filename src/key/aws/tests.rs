@@ -182,8 +182,8 @@ fn refusals() {
     }
 }
 
-/// What is throttled is asked again, a few times; with credentials that have ended, once more with new
-/// ones.
+/// What is throttled is asked again, a few times; with credentials that have ended, once more with
+/// new ones.
 #[test]
 fn repeats() {
     let busy = "{\"__type\":\"ThrottlingException\",\"message\":\"Rate exceeded\"}";
@@ -506,8 +506,10 @@ fn web_identity() {
     let reply_xml = |status: u16, body: &str| reply(status, &[("Content-Type", "text/xml")], body);
     let given = |id: &str| {
         format!(
-            "<AssumeRoleWithWebIdentityResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\">\
-             <AssumeRoleWithWebIdentityResult><Credentials>\n <SecretAccessKey>s</SecretAccessKey>\n \
+            "<AssumeRoleWithWebIdentityResponse \
+             xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\">\
+             <AssumeRoleWithWebIdentityResult><Credentials>\n \
+             <SecretAccessKey>s</SecretAccessKey>\n \
              <SessionToken>SECRETtoken</SessionToken>\n <Expiration>{}</Expiration>\n \
              <AccessKeyId>{id}</AccessKeyId>\n</Credentials></AssumeRoleWithWebIdentityResult>\
              </AssumeRoleWithWebIdentityResponse>",

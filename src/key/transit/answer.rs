@@ -48,8 +48,8 @@ fn words(reply: &Reply) -> Option<String> {
     Some(presentable(errors.join("; ").as_bytes()))
 }
 
-/// Beginnings of the service's words in a status 400, and what they mean. From OpenBao 2.7 and Vault,
-/// in `helper/keysutil` and `builtin/logical/transit`.
+/// Beginnings of the service's words in a status 400, and what they mean. From OpenBao 2.7 and
+/// Vault, in `helper/keysutil` and `builtin/logical/transit`.
 type Meaning = fn() -> KekErrorKind;
 const MEANINGS: &[(&str, Meaning)] = &[
     ("message authentication failed", || KekErrorKind::Integrity),
@@ -67,8 +67,8 @@ pub(super) fn refusal(reply: &Reply, operation: Operation, key_id: &str) -> Refu
     let words = words(reply);
     let no_service = || KekErrorKind::Unreachable {
         reason: format!(
-            "status {status}, but not from OpenBao or Vault; is the URL right, and is there a proxy \
-             in between?"
+            "status {status}, but not from OpenBao or Vault; is the URL right, and is there a \
+             proxy in between?"
         ),
     };
     let kind = match (status, &words) {
@@ -115,9 +115,9 @@ pub(super) fn refusal(reply: &Reply, operation: Operation, key_id: &str) -> Refu
     Refusal { kind, cause }
 }
 
-/// What a 403 means, with a token that is good for other requests (`valid`) or not. A token that was
-/// revoked and a right that was taken away are answered alike; only the second is a decision about
-/// the key.
+/// What a 403 means, with a token that is good for other requests (`valid`) or not. A token that
+/// was revoked and a right that was taken away are answered alike; only the second is a decision
+/// about the key.
 pub(super) fn forbidden(reply: &Reply, operation: Operation, key_id: &str, valid: bool) -> Refusal {
     let Some(said) = words(reply) else { return refusal(reply, operation, key_id) };
     let (mount, key) = key_id.split_once("/keys/").unwrap_or(("transit", key_id));

@@ -98,9 +98,9 @@ struct Granted<'a> {
 }
 
 impl Login {
-    /// What `settings` and, for what they leave open, the environment say about the service of `url`.
-    /// Without `auth`, an AppRole if there is a `role_id`, Kubernetes if there is a `role`, and
-    /// else a token.
+    /// What `settings` and, for what they leave open, the environment say about the service of
+    /// `url`. Without `auth`, an AppRole if there is a `role_id`, Kubernetes if there is a `role`,
+    /// and else a token.
     pub(super) fn new(url: &Url, settings: &TransitSettings) -> Result<Self, String> {
         let auth = settings.auth.unwrap_or(match settings {
             TransitSettings { role_id: Some(_), .. } => TransitAuth::Approle,

@@ -3,8 +3,9 @@
 //! namespaces.
 //!
 //! The key must be there, of type `aes256-gcm96` and not derived. It is looked up before anything
-//! is wrapped: a token with the capability `create` would otherwise make a misspelt key. The volume is
-//! the associated data, so `rewrap`, which takes none, is of no use: a rotation unwraps and wraps.
+//! is wrapped: a token with the capability `create` would otherwise make a misspelt key. The volume
+//! is the associated data, so `rewrap`, which takes none, is of no use: a rotation unwraps and
+//! wraps.
 //!
 //! What a mount has to be granted: `update` on `MOUNT/decrypt/KEY`; to wrap, also `read` on
 //! `MOUNT/keys/KEY` and `update` on `MOUNT/encrypt/KEY`. Never `create`.
