@@ -356,7 +356,7 @@ impl Identity {
     }
 }
 
-/// No token, because there is no answer. That is no decision about the key, so it is not definitive.
+/// No token, because there is no answer; which is no decision about the key.
 fn unreachable_at(prefix: &str, error: HttpError) -> KekErrorKind {
     match error {
         HttpError::Configuration { problem } => KekErrorKind::Configuration { problem },

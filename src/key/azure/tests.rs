@@ -261,9 +261,8 @@ fn deleted_keys() {
             }
         });
         let error = fixture.unwrap().err().expect("refused");
-        assert!(
-            matches!(error.kind(), KekErrorKind::Gone { recoverable: found } if *found == recoverable)
-        );
+        assert!(matches!(error.kind(), KekErrorKind::Gone { recoverable: found }
+            if *found == recoverable));
     }
 }
 
