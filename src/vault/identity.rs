@@ -68,6 +68,23 @@ impl<'de> Deserialize<'de> for SecretDigest {
     }
 }
 
+/// A public key in DER; base64 where it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublicKey(pub Vec<u8>);
+
+impl Serialize for PublicKey {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&STANDARD.encode(&self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for PublicKey {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        STANDARD.decode(text).map(Self).map_err(serde::de::Error::custom)
+    }
+}
+
 /// A secret that is shown once: not `Debug`, wiped when dropped.
 pub struct NewSecret {
     /// Its identifier, by which it is removed.
@@ -140,8 +157,8 @@ pub struct Certificate {
     pub id: String,
     /// What it is for, in the operator's words.
     pub name: String,
-    /// RSA public key: DER of a SubjectPublicKeyInfo, base64.
-    pub public_key: String,
+    /// RSA public key: DER of a SubjectPublicKeyInfo.
+    pub public_key: PublicKey,
     /// When it was registered.
     pub created: u64,
     /// When it ends.
@@ -199,8 +216,7 @@ pub struct Identity {
 }
 
 /// All identities of a vault.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, Debug, Default)]
 pub struct Directory(Vec<Identity>);
 
 /// Why a change was refused.
@@ -364,7 +380,7 @@ impl Identity {
         if !key.is_ok_and(|key| (256..=1024).contains(&key.modulus_len())) {
             return Err(DirectoryError::Key("it is no RSA key of 2048 to 8192 bits"));
         }
-        let (id, public_key) = (random_id(), STANDARD.encode(public_key));
+        let (id, public_key) = (random_id(), PublicKey(public_key.to_vec()));
         let (name, created) = (name.to_owned(), now);
         self.certificates.push(Certificate { id: id.clone(), name, public_key, created, expires });
         Ok(id)
@@ -450,6 +466,13 @@ fn check_new(
     match expires {
         Some(at) if at <= now => Err(DirectoryError::Expiry),
         _ => Ok(()),
+    }
+}
+
+impl From<Vec<Identity>> for Directory {
+    fn from(mut identities: Vec<Identity>) -> Self {
+        identities.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
+        Self(identities)
     }
 }
 

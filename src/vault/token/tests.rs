@@ -32,7 +32,7 @@ fn claims() -> Claims {
 }
 
 fn check(keys: &SigningKeys, claims: &Claims, now: u64) -> Result<Claims, TokenError> {
-    keys.verify(&keys.sign(claims), ISSUER, &audiences(), now)
+    keys.verify(&keys.sign(claims), &audiences(), now)
 }
 
 /// What was signed comes back, until it expires, and each claim that is wrong is named.
@@ -46,8 +46,7 @@ fn own_tokens() {
     assert_eq!(exp, Err(TokenError::Expired));
     assert!(check(&keys, &claims(), NOW - SKEW_MAX).is_ok(), "the clock was set back a little");
     assert_eq!(check(&keys, &claims(), NOW - SKEW_MAX - 1), Err(TokenError::NotYet));
-    let changes: [(fn(&mut Claims), TokenError); 4] = [
-        (|c| c.iss = "https://vault.test/other/v2.0".into(), TokenError::Issuer),
+    let changes: [(fn(&mut Claims), TokenError); 3] = [
         (|c| c.aud = "https://storage.azure.com".into(), TokenError::Audience),
         (|c| c.exp = NOW + LIFETIME_MAX + 1, TokenError::Lifetime),
         (|c| c.nbf = NOW + SKEW_MAX + 1, TokenError::NotYet),
@@ -64,7 +63,7 @@ fn own_tokens() {
 fn forgeries() {
     let keys = SigningKeys::generate(NOW);
     let token = keys.sign(&claims());
-    let verify = |token: &str| keys.verify(token, ISSUER, &audiences(), NOW);
+    let verify = |token: &str| keys.verify(token, &audiences(), NOW);
     assert!(verify(&token).is_ok());
     for position in 0..token.len() {
         let mut bytes = token.clone().into_bytes();
@@ -112,7 +111,7 @@ fn rollover() {
     let mut again = SigningKeys::from_stored(&stored).expect("not damaged");
     for token in [&old, &new, &again.sign(&claims())] {
         for keys in [&keys, &again] {
-            assert!(keys.verify(token, ISSUER, &audiences(), NOW + 20).is_ok());
+            assert!(keys.verify(token, &audiences(), NOW + 20).is_ok());
         }
     }
     let jwks: JwkSet = serde_json::from_value(again.jwks()).expect("a JWK set");
@@ -128,7 +127,7 @@ fn rollover() {
     assert!(decode::<Claims>(&new, &published, Algorithm::ES256).is_ok(), "clients can verify");
     again.roll_over(NOW + 10 + LIFETIME_MAX + SKEW_MAX + 1);
     assert_eq!(again.list().len(), 2, "the first one is gone");
-    let result = again.verify(&old, ISSUER, &audiences(), NOW + 20);
+    let result = again.verify(&old, &audiences(), NOW + 20);
     assert_eq!(result, Err(TokenError::Signature));
     assert!(SigningKeys::from_stored(&[]).is_err());
     let text = serde_json::to_string(&keys.to_stored()).expect("strings");
@@ -156,14 +155,22 @@ fn revocations() {
 }
 
 /// An issuer of its own, as a Kubernetes cluster or a build service is one.
-struct Issuer(SigningKeys);
+pub(in crate::vault) struct Issuer(SigningKeys);
 
 impl Issuer {
+    pub(in crate::vault) fn new(now: u64) -> Self {
+        Self(SigningKeys::generate(now))
+    }
+
+    pub(in crate::vault) fn jwks_json(&self) -> String {
+        self.0.jwks().to_string()
+    }
+
     fn jwks(&self) -> JwkSet {
         serde_json::from_value(self.0.jwks()).expect("a JWK set")
     }
 
-    fn sign(&self, claims: serde_json::Value) -> String {
+    pub(in crate::vault) fn sign(&self, claims: serde_json::Value) -> String {
         let header = json!({"alg": "ES256", "kid": self.0.0[0].kid}).to_string();
         let text = [header, claims.to_string()].map(|part| URL_SAFE_NO_PAD.encode(part)).join(".");
         let signature = self.0.0[0].pair.sign(&SystemRandom::new(), text.as_bytes());
@@ -171,23 +178,27 @@ impl Issuer {
     }
 }
 
-const EXPECTED: Expected<'static> = Expected {
+pub(in crate::vault) const EXPECTED: Expected<'static> = Expected {
     issuer: "https://cluster.test",
     subject: "system:serviceaccount:web:shop",
     audiences: &["api://AzureADTokenExchange"],
 };
 
 fn assertion() -> serde_json::Value {
+    assertion_at(NOW)
+}
+
+pub(in crate::vault) fn assertion_at(now: u64) -> serde_json::Value {
     json!({
         "iss": EXPECTED.issuer, "sub": EXPECTED.subject, "aud": [EXPECTED.audiences[0], "x"],
-        "iat": NOW, "nbf": NOW, "exp": NOW + 600, "kubernetes.io": {"namespace": "web"},
+        "iat": now, "nbf": now, "exp": now + 600, "kubernetes.io": {"namespace": "web"},
     })
 }
 
 /// An assertion of a known issuer about the right subject is believed; each difference is named.
 #[test]
 fn assertions() {
-    let issuer = Issuer(SigningKeys::generate(NOW));
+    let issuer = Issuer::new(NOW);
     let keys = issuer.jwks();
     let verify = |claims: serde_json::Value, now| {
         verify_assertion(&issuer.sign(claims), &keys, EXPECTED, now).map(|a| a.sub)
@@ -219,7 +230,7 @@ fn assertions() {
     let token = issuer.sign(assertion());
     let claimed = claimed_of(&token).expect("it has both");
     assert_eq!(claimed, (EXPECTED.issuer.to_owned(), EXPECTED.subject.to_owned()));
-    let other = Issuer(SigningKeys::generate(NOW)).jwks();
+    let other = Issuer::new(NOW).jwks();
     let result = verify_assertion(&token, &other, EXPECTED, NOW).map(|a| a.sub);
     assert_eq!(result, Err(TokenError::Signature));
 }
@@ -228,7 +239,7 @@ fn assertions() {
 /// public key is never the secret of an HMAC.
 #[test]
 fn key_sets() {
-    let issuer = Issuer(SigningKeys::generate(NOW));
+    let issuer = Issuer::new(NOW);
     let token = issuer.sign(assertion());
     let verify = |keys: &JwkSet, token: &str| {
         verify_assertion(token, keys, EXPECTED, NOW).map(|assertion| assertion.sub)
