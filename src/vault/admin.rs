@@ -1,6 +1,7 @@
 //! The operator's commands on identities, policies, firewall, limits and settings: one request,
 //! `POST /access`, with a command as JSON. Only the operator's socket leads here.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,7 +21,7 @@ use super::identity::{
 use super::policy::{self, ASSIGNMENTS_MAX, AccessPolicy, Assignment, Model, Role, Scope};
 use super::ratelimit::Rate;
 use super::request::{Reply, Request, random_id};
-use super::route::Kind;
+use super::route::{Kind, Permission};
 use super::store::StoreError;
 use super::token::{LIFETIME_MAX, TokenError};
 
@@ -33,16 +34,37 @@ pub const PATH: &str = "/access";
 #[serde(tag = "op", rename_all = "kebab-case", deny_unknown_fields)]
 #[allow(missing_docs)]
 pub enum Command {
-    IdentityCreate { name: String, managed: bool },
+    IdentityCreate {
+        name: String,
+        managed: bool,
+    },
     IdentityList,
-    IdentityShow { which: String },
-    IdentityDelete { which: String },
-    IdentityEnable { which: String, enabled: bool },
+    IdentityShow {
+        which: String,
+    },
+    IdentityDelete {
+        which: String,
+    },
+    IdentityEnable {
+        which: String,
+        enabled: bool,
+    },
     /// Refuses all tokens that the identity has.
-    IdentityRevoke { which: String },
+    IdentityRevoke {
+        which: String,
+    },
     /// A client secret; `expires_in` in seconds.
-    SecretAdd { which: String, name: String, expires_in: Option<u64> },
-    CertificateAdd { which: String, name: String, key: PublicKey, expires_in: Option<u64> },
+    SecretAdd {
+        which: String,
+        name: String,
+        expires_in: Option<u64>,
+    },
+    CertificateAdd {
+        which: String,
+        name: String,
+        key: PublicKey,
+        expires_in: Option<u64>,
+    },
     FederatedAdd {
         which: String,
         name: String,
@@ -52,22 +74,56 @@ pub enum Command {
         keys: Option<JwkSet>,
         key_file: Option<PathBuf>,
     },
-    HostBindSecret { which: String, host: String, expires_in: Option<u64> },
-    HostBindAddress { which: String, host: String, network: String },
+    HostBindSecret {
+        which: String,
+        host: String,
+        expires_in: Option<u64>,
+    },
+    HostBindAddress {
+        which: String,
+        host: String,
+        network: String,
+    },
     /// Removes a credential or host by its id or only name.
-    CredentialRemove { which: String, id: String },
+    CredentialRemove {
+        which: String,
+        id: String,
+    },
     PolicyShow,
-    PolicyModel { model: Model },
+    PolicyModel {
+        model: Model,
+    },
     /// Names of operations; `all` is all of them. Empty lists take everything away.
-    PolicySet { which: String, keys: Vec<String>, secrets: Vec<String> },
-    PolicyAssign { which: String, role: String, scope: String },
-    PolicyUnassign { which: String, role: String, scope: String },
+    PolicySet {
+        which: String,
+        keys: Vec<String>,
+        secrets: Vec<String>,
+    },
+    PolicyAssign {
+        which: String,
+        role: String,
+        scope: String,
+    },
+    PolicyUnassign {
+        which: String,
+        role: String,
+        scope: String,
+    },
     FirewallShow,
-    FirewallEnable { enabled: bool },
-    FirewallAllow { network: String },
-    FirewallRemove { network: String },
+    FirewallEnable {
+        enabled: bool,
+    },
+    FirewallAllow {
+        network: String,
+    },
+    FirewallRemove {
+        network: String,
+    },
     LimitsShow,
-    LimitsSet { vault: Option<Rate>, identity: Option<Rate> },
+    LimitsSet {
+        vault: Option<Rate>,
+        identity: Option<Rate>,
+    },
     SettingsShow,
     SettingsSet {
         authority: Option<String>,
@@ -77,7 +133,9 @@ pub enum Command {
     /// A new key signs tokens from now on.
     SigningKeyRotate,
     /// Refuses one token.
-    TokenRevoke { token: String },
+    TokenRevoke {
+        token: String,
+    },
 }
 
 impl Command {
@@ -403,9 +461,8 @@ fn edit_policies(state: &mut State, command: &Command) -> Result<Value, CommandE
         Command::PolicyAssign { which, role, scope } => {
             let (principal, role, scope) = assignment(state, which, role, scope)?;
             let assignments = &mut state.policies.assignments;
-            let same = |a: &Assignment| {
-                a.principal == principal && a.role == role && a.scope == scope
-            };
+            let same =
+                |a: &Assignment| a.principal == principal && a.role == role && a.scope == scope;
             if !assignments.iter().any(same) {
                 if assignments.len() >= ASSIGNMENTS_MAX {
                     return Err(CommandError::Value("there are too many role assignments".into()));
@@ -446,10 +503,7 @@ fn assignment(
     Ok((principal, role, scope))
 }
 
-fn permissions<C: FromIterator<super::route::Permission>>(
-    kind: Kind,
-    names: &[String],
-) -> Result<C, CommandError> {
+fn permissions(kind: Kind, names: &[String]) -> Result<BTreeSet<Permission>, CommandError> {
     if names.iter().any(|name| name.eq_ignore_ascii_case("all")) {
         return Ok(policy::permissions_of(kind).collect());
     }
@@ -494,7 +548,8 @@ fn edit_settings(state: &mut State, command: &Command) -> Result<Value, CommandE
                 if resources.is_empty() || resources.len() > 16 {
                     return Err(CommandError::Value("name 1 to 16 resources".into()));
                 }
-                settings.resources = resources.iter().map(|one| origin(one)).collect::<Result<_, _>>()?;
+                settings.resources =
+                    resources.iter().map(|one| origin(one)).collect::<Result<_, _>>()?;
             }
             if let Some(lifetime) = token_lifetime {
                 if !(60..=LIFETIME_MAX).contains(lifetime) {

@@ -22,9 +22,7 @@ use super::ratelimit::{Damper, Limits, RateLimiter};
 use super::request::{Peer, Request, random_id};
 use super::route::{Operation, Permission};
 use super::store::{Store, StoreError};
-use super::token::{
-    Claims, LIFETIME_DEFAULT, Revocations, SigningKeys, StoredKey, TokenError,
-};
+use super::token::{Claims, LIFETIME_DEFAULT, Revocations, SigningKeys, StoredKey, TokenError};
 
 /// The resource that SDKs ask tokens for: the last labels of a vault's own name
 /// (`NAME.vault.azure.net`), which they compare.
@@ -386,7 +384,8 @@ impl Policy for Guard {
             Ok(()) => Decision::Allow,
             Err(denial) => {
                 let appid = identity.application_id.as_deref().unwrap_or("");
-                let caller = format!("name={};appid={appid};oid={}", identity.name, identity.object_id);
+                let caller =
+                    format!("name={};appid={appid};oid={}", identity.name, identity.object_id);
                 let message = denial.message(&caller, self.0.name());
                 Decision::Deny { inner: denial.inner_code(), message }
             }

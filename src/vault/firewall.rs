@@ -22,7 +22,9 @@ pub struct Firewall {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RuleError {
     /// Neither an address nor a network.
-    #[error("{0:?} is no IP address and no network; write 192.0.2.7, 192.0.2.0/24 or 2001:db8::/32")]
+    #[error(
+        "{0:?} is no IP address and no network; write 192.0.2.7, 192.0.2.0/24 or 2001:db8::/32"
+    )]
     Syntax(String),
     /// There are [`RULES_MAX`] already.
     #[error("there are {RULES_MAX} rules already; allow larger networks")]
@@ -36,9 +38,9 @@ pub enum RuleError {
 pub fn parse_network(text: &str) -> Result<IpNet, RuleError> {
     let network = match text.parse::<IpNet>() {
         Ok(network) => network,
-        Err(_) => IpNet::from(
-            text.parse::<IpAddr>().map_err(|_| RuleError::Syntax(text.to_owned()))?,
-        ),
+        Err(_) => {
+            IpNet::from(text.parse::<IpAddr>().map_err(|_| RuleError::Syntax(text.to_owned()))?)
+        }
     };
     Ok(network.trunc())
 }

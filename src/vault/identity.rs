@@ -277,8 +277,7 @@ impl StoredSecret {
         random::fill(&mut *bytes);
         let value = Zeroizing::new(URL_SAFE_NO_PAD.encode(&*bytes));
         let (id, digest) = (random_id(), SecretDigest::of(&value));
-        let stored =
-            Self { id: id.clone(), name: name.to_owned(), digest, created: now, expires };
+        let stored = Self { id: id.clone(), name: name.to_owned(), digest, created: now, expires };
         (stored, NewSecret { id, value })
     }
 
@@ -637,7 +636,8 @@ mod tests {
         let host = directory.find_mut("host").expect("made");
         let secret = host.bind_secret("web-1", NOW, Some(NOW + 10)).expect("room");
         host.bind_address("rack", "192.0.2.7/24".parse().expect("a network")).expect("room");
-        let names = |found: Vec<&Identity>| found.iter().map(|i| i.name.clone()).collect::<Vec<_>>();
+        let names =
+            |found: Vec<&Identity>| found.iter().map(|i| i.name.clone()).collect::<Vec<_>>();
         assert_eq!(names(directory.by_host_secret(&secret.value, NOW)), ["host"]);
         assert_eq!(names(directory.by_host_secret(&secret.value, NOW + 10)), [""; 0]);
         assert_eq!(names(directory.by_host_secret("", NOW)), [""; 0]);
@@ -667,7 +667,10 @@ mod tests {
         assert!(matches!(web.bind_secret("s", NOW, None), Err(DirectoryError::Kind(_))));
         let past = web.add_secret("s", NOW, Some(NOW)).err();
         assert_eq!(past, Some(DirectoryError::Expiry));
-        assert!(matches!(web.add_certificate("c", b"no key", NOW, None), Err(DirectoryError::Key(_))));
+        assert!(matches!(
+            web.add_certificate("c", b"no key", NOW, None),
+            Err(DirectoryError::Key(_))
+        ));
         for n in 0..CREDENTIALS_MAX {
             web.add_secret(&n.to_string(), NOW, None).expect("room");
         }

@@ -384,7 +384,8 @@ fn accepted<'a>(state: &'a State, resource: &str) -> Result<&'a str, LoginError>
     let wanted = resource.trim_end_matches('/');
     let known = state.settings.resources.iter().find(|known| known.trim_end_matches('/') == wanted);
     known.map(String::as_str).ok_or_else(|| {
-        let description = "this vault issues no tokens for the resource; see: atrest vault settings";
+        let description =
+            "this vault issues no tokens for the resource; see: atrest vault settings";
         LoginError::new(400, "invalid_resource", 500_011, description)
     })
 }
@@ -476,12 +477,7 @@ fn bad_request(description: &str) -> LoginError {
 
 /// IMDS of virtual machines: a host is known by its address.
 /// <https://learn.microsoft.com/entra/identity/managed-identities-azure-resources/how-to-use-vm-token>
-fn imds(
-    state: &State,
-    request: &Request,
-    address: IpAddr,
-    now: u64,
-) -> Result<Issued, LoginError> {
+fn imds(state: &State, request: &Request, address: IpAddr, now: u64) -> Result<Issued, LoginError> {
     // A program that can be made to ask an address of somebody's choice can rarely be made to
     // send a header, too; a proxy says that it is one.
     if request.header("metadata") != Some("true") {
@@ -519,7 +515,8 @@ fn app_service(
 
 fn require_api_version(request: &Request) -> Result<(), LoginError> {
     let is_date = |text: &str| {
-        let digits = |range| text.get(range).is_some_and(|s: &str| s.bytes().all(|b| b.is_ascii_digit()));
+        let digits =
+            |range| text.get(range).is_some_and(|s: &str| s.bytes().all(|b| b.is_ascii_digit()));
         text.len() == 10 && digits(0..4) && digits(5..7) && digits(8..10)
     };
     match request.parameter("api-version") {
@@ -563,8 +560,7 @@ fn managed_token(
     if resource.is_empty() {
         return Err(bad_request("The parameter resource is missing"));
     }
-    let audience = accepted(state, resource)
-        .map_err(|error| LoginError { code: 0, ..error })?;
+    let audience = accepted(state, resource).map_err(|error| LoginError { code: 0, ..error })?;
     let (mut token, claims) = state.issue(identity, audience, "2", &request.base_url(), now);
     // SDKs want numbers as strings here.
     let expires_in = (claims.exp - now).to_string();

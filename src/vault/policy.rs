@@ -397,8 +397,7 @@ mod tests {
     }
 
     fn assigned(role: Role, scope: Scope) -> Policies {
-        let assignment =
-            Assignment { id: "1".into(), principal: "alice".into(), role, scope };
+        let assignment = Assignment { id: "1".into(), principal: "alice".into(), role, scope };
         Policies { assignments: vec![assignment], ..Policies::default() }
     }
 
@@ -484,7 +483,8 @@ mod tests {
         assert!(policies.check("alice", Permission::Get, &SECRET).is_err());
         policies.model = Model::AccessPolicy;
         assert_eq!(policies.check("alice", Permission::Get, &SECRET), Ok(()));
-        let denial = policies.check("alice", Permission::Get, &KEY).expect_err("no policy for keys");
+        let denial =
+            policies.check("alice", Permission::Get, &KEY).expect_err("no policy for keys");
         assert_eq!(denial.inner_code(), "ForbiddenByPolicy");
         assert!(denial.message("a", "v").contains("keys get permission on key vault 'v'"));
         assert!(policies.forget("alice") && !policies.forget("alice"));

@@ -176,9 +176,7 @@ impl Default for Damper {
 /// are cut, as they are the caller's choice.
 fn failing(source: IpAddr, claimed: &str) -> (IpAddr, String) {
     let network = match source.to_canonical() {
-        IpAddr::V6(address) => {
-            IpAddr::V6((u128::from(address) & !u128::from(u64::MAX)).into())
-        }
+        IpAddr::V6(address) => IpAddr::V6((u128::from(address) & !u128::from(u64::MAX)).into()),
         address => address,
     };
     (network, claimed.chars().take(64).flat_map(char::to_lowercase).collect())
@@ -306,7 +304,8 @@ mod tests {
             damper.failed(guesser, "a", now);
             assert_eq!(damper.check(guesser, "a", now), Ok(()));
         }
-        let (one, next) = ("2001:db8::1".parse().expect("one"), "2001:db8::2".parse().expect("one"));
+        let (one, next) =
+            ("2001:db8::1".parse().expect("one"), "2001:db8::2".parse().expect("one"));
         (0..=FREE_FAILURES).for_each(|_| damper.failed(one, "a", now));
         assert!(damper.check(next, "a", now).is_err(), "a whole /64 is one source");
     }

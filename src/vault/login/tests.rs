@@ -117,7 +117,10 @@ fn client_secret() {
     let add = json!({ "op": "secret-add", "which": "web", "name": "s", "expires_in": 3600 });
     let secret = bench.text(add, "/secret");
     let (status, body) = bench.client_token(&client_id, &secret);
-    assert_eq!((status, &body["token_type"], &body["expires_in"]), (200, &json!("Bearer"), &json!(3600)));
+    assert_eq!(
+        (status, &body["token_type"], &body["expires_in"]),
+        (200, &json!("Bearer"), &json!(3600))
+    );
     let token = body["access_token"].as_str().expect("a token").to_owned();
     assert_eq!(bench.authenticate(&token), Ok("web".into()));
     let good = [
@@ -201,10 +204,14 @@ fn restart() {
     let client_id = bench.text(create, "/client_id");
     let secret = bench.text(json!({ "op": "secret-add", "which": "web", "name": "s" }), "/secret");
     bench
-        .command(json!({ "op": "policy-assign", "which": "web", "role": "Crypto User", "scope": "/" }))
+        .command(
+            json!({ "op": "policy-assign", "which": "web", "role": "Crypto User", "scope": "/" }),
+        )
         .expect("the role is known");
     let tokens: Vec<String> = (0..2)
-        .map(|_| bench.client_token(&client_id, &secret).1["access_token"].as_str().expect("one").into())
+        .map(|_| {
+            bench.client_token(&client_id, &secret).1["access_token"].as_str().expect("one").into()
+        })
         .collect();
     bench.command(json!({ "op": "token-revoke", "token": tokens[0] })).expect("it is good");
     let shown = bench.command(json!({ "op": "policy-show" })).expect("always");
@@ -255,8 +262,9 @@ fn discovery() {
     let (_, found) = bench.ask(&network("GET", &path));
     assert_eq!(found["issuer"], format!("https://login.test/{tenant}/v2.0"));
     let challenge = bench.guard.authenticate(None, &network("GET", "/keys")).expect_err("no token");
-    let expected =
-        format!(r#"Bearer authorization="https://login.test/{tenant}", resource="{RESOURCE_DEFAULT}""#);
+    let expected = format!(
+        r#"Bearer authorization="https://login.test/{tenant}", resource="{RESOURCE_DEFAULT}""#
+    );
     assert_eq!(challenge.header, expected);
     assert!(bench.guard.handle(&network("GET", "/keys/k/v")).is_none(), "not ours");
     assert!(bench.guard.handle(&network("POST", admin::PATH)).is_none(), "the operator's alone");
@@ -271,12 +279,14 @@ fn metadata_service() {
     let bench = Bench::new();
     let create = |name: &str| json!({ "op": "identity-create", "name": name, "managed": true });
     let bind = |name: &str, network: &str| {
-        let bind = json!({ "op": "host-bind-address", "which": name, "host": "h", "network": network });
+        let bind =
+            json!({ "op": "host-bind-address", "which": name, "host": "h", "network": network });
         bench.command(bind).expect("it is managed");
     };
     let client_id = bench.text(create("host"), "/client_id");
     bind("host", "169.254.0.0/16");
-    let target = format!("{IMDS_PATH}?api-version=2018-02-01&resource=https%3A%2F%2Fvault.azure.net");
+    let target =
+        format!("{IMDS_PATH}?api-version=2018-02-01&resource=https%3A%2F%2Fvault.azure.net");
     let good = [("metadata", "true")];
     let (status, body) = bench.ask(&metadata(&target, &good));
     assert_eq!(status, 200, "{body}");
@@ -320,10 +330,13 @@ fn metadata_service() {
 #[test]
 fn app_service_endpoint() {
     let bench = Bench::new();
-    bench.command(json!({ "op": "identity-create", "name": "host", "managed": true })).expect("new");
+    bench
+        .command(json!({ "op": "identity-create", "name": "host", "managed": true }))
+        .expect("new");
     let bind = json!({ "op": "host-bind-secret", "which": "host", "host": "h" });
     let secret = bench.text(bind, "/secret");
-    let target = format!("{APP_SERVICE_PATH}/?api-version=2019-08-01&resource=https://vault.azure.net/");
+    let target =
+        format!("{APP_SERVICE_PATH}/?api-version=2019-08-01&resource=https://vault.azure.net/");
     let ask = |secret: Option<&str>| {
         let mut request = network("GET", &target);
         if let Some(secret) = secret {

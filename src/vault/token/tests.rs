@@ -221,7 +221,8 @@ fn assertions() {
         claims[name] = value.clone();
         let result = verify(claims, NOW);
         // What does not parse does not verify either.
-        let expected = if expected == TokenError::Malformed { TokenError::Signature } else { expected };
+        let expected =
+            if expected == TokenError::Malformed { TokenError::Signature } else { expected };
         assert_eq!(result, Err(expected), "{name}: {value}");
     }
     let mut claims = assertion();
