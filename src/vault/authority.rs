@@ -11,7 +11,7 @@ use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 
 use super::access::{
-    Audit, AuditFailed, AuditRecord, Authenticator, Caller, Challenge, Decision,
+    Access, Audit, AuditFailed, AuditRecord, Authenticator, Caller, Challenge, Decision,
     Firewall as FirewallGuard, Identity as KnownIdentity, Object, Policy, RateLimit,
 };
 use super::audit::{AuditLog, Event};
@@ -336,6 +336,20 @@ pub fn unix_now() -> u64 {
 /// The guards that [`super::access::Access`] wants, of one authority.
 #[derive(Clone)]
 pub struct Guard(pub Arc<Authority>);
+
+impl Guard {
+    /// All of them.
+    pub fn access(self) -> Access {
+        Access {
+            extensions: vec![Box::new(self.clone())],
+            firewall: Box::new(self.clone()),
+            rate_limit: Box::new(self.clone()),
+            authenticator: Box::new(self.clone()),
+            policy: Box::new(self.clone()),
+            audit: Box::new(self),
+        }
+    }
+}
 
 impl Authenticator for Guard {
     fn authenticate(

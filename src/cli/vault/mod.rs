@@ -1,5 +1,7 @@
 //! `atrest vault`
 
+mod ask;
+mod callers;
 mod client;
 
 use std::net::SocketAddr;
@@ -19,9 +21,13 @@ use crate::key::pin::PinStore;
 use crate::key::{KeyError, ProviderOptions, provider_from_uri};
 use crate::sys::process::Signals;
 use crate::vault::access::Access;
+use crate::vault::audit::{AuditLog, AuditOptions, OnFailure};
+use crate::vault::authority::{Authority, Guard};
 use crate::vault::server::{Acceptor, Listen, Server, Stop};
 use crate::vault::{Service, Settings, Vault, VaultError};
 
+/// Directory of the audit log in the vault's.
+const AUDIT_NAME: &str = "audit";
 /// How often the host's memory of the vault is brought up to date while it is served.
 const REMEMBER_EVERY: Duration = Duration::from_secs(60);
 
@@ -36,6 +42,21 @@ pub enum VaultCommand {
     #[command(after_help = "Example:\n  atrest vault serve /srv/keys --listen 0.0.0.0:443 \
         --tls-cert /etc/atrest/vault.pem --tls-key /etc/atrest/vault.key")]
     Serve(ServeArgs),
+    /// Manage who may ask: service principals and managed identities
+    #[command(subcommand)]
+    Identity(callers::IdentityCommand),
+    /// Manage what they may do
+    #[command(subcommand)]
+    Policy(callers::PolicyCommand),
+    /// Manage from where they may ask
+    #[command(subcommand)]
+    Firewall(callers::FirewallCommand),
+    /// Manage how often they may ask
+    #[command(subcommand)]
+    Limits(callers::LimitsCommand),
+    /// Manage tokens
+    #[command(subcommand)]
+    Settings(callers::SettingsCommand),
 }
 
 /// `atrest vault init`
@@ -74,6 +95,16 @@ pub struct ServeArgs {
     /// Serve plain http; loopback addresses only
     #[arg(long, conflicts_with = "tls_cert")]
     pub insecure_loopback: bool,
+    /// Serve managed identities of hosts on this address of the host (http; loopback or
+    /// link-local), as 169.254.169.254:80 does in Azure
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub imds: Vec<SocketAddr>,
+    /// Directory of the audit log, instead of `audit` in the vault's
+    #[arg(long, value_name = "DIRECTORY")]
+    pub audit: Option<PathBuf>,
+    /// Answer although the audit log cannot be written
+    #[arg(long)]
+    pub audit_optional: bool,
     /// Serve although the vault is older than this host has seen it
     #[arg(long)]
     pub allow_rollback: bool,
@@ -96,12 +127,33 @@ pub fn run(command: &VaultCommand) -> Result<(), Failure> {
     match command {
         VaultCommand::Init(arguments) => init(arguments),
         VaultCommand::Serve(arguments) => serve(arguments),
+        VaultCommand::Identity(command) => callers::identity(command),
+        VaultCommand::Policy(command) => callers::policy(command),
+        VaultCommand::Firewall(command) => callers::firewall(command),
+        VaultCommand::Limits(command) => callers::limits(command),
+        VaultCommand::Settings(command) => callers::settings(command),
     }
 }
 
 /// The guards of a vault, from what is in its store.
-fn access(_vault: &Vault) -> Result<Access, Failure> {
-    Ok(Access::closed())
+fn access(directory: &Path, vault: &Vault, audit: AuditOptions) -> Result<Access, Failure> {
+    let log = AuditLog::open(audit.clone())
+        .map_err(|error| Failure::io("open the audit log in", &audit.directory, &error))?;
+    let absolute = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
+    let name = absolute.file_name().unwrap_or_default().to_string_lossy();
+    let authority = Authority::open(vault.store.clone(), &name, log)
+        .map_err(|error| failure(directory, &error.into()))?;
+    Ok(Guard(Arc::new(authority)).access())
+}
+
+/// Where and how `serve` keeps the audit log.
+fn audit_options(arguments: &ServeArgs) -> AuditOptions {
+    let own = || arguments.directory.join(AUDIT_NAME);
+    let mut options = AuditOptions::new(arguments.audit.clone().unwrap_or_else(own));
+    if arguments.audit_optional {
+        options.on_failure = OnFailure::Serve;
+    }
+    options
 }
 
 fn init(arguments: &InitArgs) -> Result<(), Failure> {
@@ -129,10 +181,14 @@ fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
     daemon::harden();
     logging::start(log_target(arguments.log.as_deref()), arguments.log_level)
         .map_err(|error| Failure::io("open the log of", directory, &error))?;
-    let listen = listeners(arguments)?;
+    let mut listen = listeners(arguments)?;
+    listen.extend(arguments.imds.iter().map(|address| Listen::Metadata(*address)));
     let vault = open(directory, &arguments.keys, "vault serve", arguments.allow_rollback)?;
     let vault = Arc::new(vault);
-    let service = Arc::new(Service::new(vault.store.clone(), access(&vault)?));
+    let service = Arc::new(Service::new(
+        vault.store.clone(),
+        access(directory, &vault, audit_options(arguments))?,
+    ));
     let server = Server::bind(service, listen, directory)
         .map_err(|error| Failure::new(Exit::Other, chain(&error)))?;
     let stop = Stop::new();
