@@ -23,8 +23,10 @@
 
 pub mod access;
 pub mod directory;
+pub mod encoding;
 pub mod error;
 pub mod keys;
+pub mod objects;
 pub mod request;
 pub mod route;
 pub mod secrets;
