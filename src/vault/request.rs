@@ -7,6 +7,7 @@ use hyper::{HeaderMap, Method};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
+use super::encoding::to_json;
 use super::error::ApiError;
 use crate::crypto::random;
 
@@ -131,8 +132,7 @@ pub struct Reply {
 impl Reply {
     /// A reply with a JSON body.
     pub fn json(status: u16, body: &impl serde::Serialize) -> Self {
-        let body = serde_json::to_vec(body).expect("replies are plain data");
-        Self { status, headers: Vec::new(), body: Zeroizing::new(body) }
+        Self { status, headers: Vec::new(), body: to_json(body) }
     }
 
     /// A reply without a body.

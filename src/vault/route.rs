@@ -199,7 +199,8 @@ impl Operation {
 pub struct Route {
     /// What.
     pub operation: Operation,
-    /// Name of the object; empty for what concerns all.
+    /// Name of the object, in lower case, since names that differ in nothing else are one; empty
+    /// for what concerns all.
     pub name: String,
     /// Which version; `None` for the current one.
     pub version: Option<String>,
@@ -287,7 +288,7 @@ fn live(kind: Kind, method: &Method, rest: &[&str]) -> Result<Route, ApiError> {
     };
     let operation = operation.ok_or_else(wrong_method)?;
     let version = (!version.is_empty()).then(|| version.to_owned());
-    Ok(Route { operation, name: name.to_owned(), version })
+    Ok(Route { operation, name: name.to_ascii_lowercase(), version })
 }
 
 fn wrong_method() -> ApiError {
@@ -342,7 +343,7 @@ fn deleted(kind: Kind, method: &Method, rest: &[&str]) -> Result<Route, ApiError
         (_, [] | [_] | [_, "recover"]) => return Err(wrong_method()),
         _ => return Err(unknown_path()),
     };
-    Ok(Route { operation, name: name.to_owned(), version: None })
+    Ok(Route { operation, name: name.to_ascii_lowercase(), version: None })
 }
 
 /// Names of keys and secrets: 1 to 127 letters, digits and hyphens. The empty one concerns all.

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::access::{Access, AuditRecord, Caller, Decision, Object};
 use super::error::ApiError;
+use super::keys::Keys;
 use super::request::{Peer, Reply, Request};
 use super::route::{Kind, Route};
 use super::store::Store;
@@ -12,6 +13,7 @@ use super::store::Store;
 /// A vault that answers requests.
 pub struct Service {
     store: Arc<Store>,
+    keys: Keys,
     access: Access,
 }
 
@@ -25,7 +27,7 @@ struct Trace {
 impl Service {
     /// Serves what is in `store` to whom `access` lets in.
     pub fn new(store: Arc<Store>, access: Access) -> Self {
-        Self { store, access }
+        Self { keys: Keys::new(store.clone()), store, access }
     }
 
     /// Answers a request. Blocks: for the disk, and for the length of a private-key operation.
@@ -58,6 +60,12 @@ impl Service {
                 ApiError::internal().reply()
             }
         }
+    }
+
+    /// Does what is due at `now`, in seconds since 1970: purging and rotation. Called once a minute
+    /// while the vault is served.
+    pub fn maintain(&self, now: i64) {
+        self.keys.maintain(now);
     }
 
     fn answer(&self, request: &Request, trace: &mut Trace) -> Result<Reply, ApiError> {
@@ -99,7 +107,7 @@ impl Service {
 
     fn perform(&self, request: &Request, route: &Route) -> Result<Reply, ApiError> {
         match route.operation.kind() {
-            Kind::Key => super::keys::perform(&self.store, request, route),
+            Kind::Key => self.keys.perform(request, route),
             Kind::Secret => super::secrets::perform(&self.store, request, route),
         }
     }

@@ -252,18 +252,21 @@ pub enum AppendError {
     Final(io::Error),
 }
 
+/// Reads the value of a key.
+pub type Reader<'a> = dyn Fn(&str) -> Result<Zeroizing<Vec<u8>>, StoreError> + 'a;
+
 /// Entries that go into one record of a snapshot: keys, and how to read their values.
 pub struct Snapshot<'a> {
     /// The keys.
     pub keys: Vec<&'a str>,
-    read: &'a dyn Fn(&str) -> Result<Zeroizing<Vec<u8>>, StoreError>,
+    read: &'a Reader<'a>,
 }
 
 impl<'a> Snapshot<'a> {
     /// Groups keys, each with the length of its value, into records.
     pub fn group(
         entries: impl Iterator<Item = (&'a str, usize)>,
-        read: &'a dyn Fn(&str) -> Result<Zeroizing<Vec<u8>>, StoreError>,
+        read: &'a Reader<'a>,
     ) -> Vec<Self> {
         let mut groups: Vec<Self> = Vec::new();
         let mut bytes = usize::MAX;

@@ -29,6 +29,7 @@ use std::path::{Path, PathBuf};
 use parking_lot::{Mutex, RwLock};
 use zeroize::Zeroizing;
 
+use super::encoding::to_json;
 use crate::crypto::Secret;
 use crate::format::VolumeId;
 use file::{AppendError, End, Place, Snapshot, StateFile};
@@ -394,30 +395,12 @@ impl Transaction<'_> {
 
     /// Gives `key` a value that is encoded as JSON.
     pub fn put_json(&mut self, key: &str, value: &impl serde::Serialize) {
-        // Counted first, so that the buffer does not grow and leave copies.
-        let mut count = Count(0);
-        serde_json::to_writer(&mut count, value).expect("values are plain data");
-        let mut bytes = Zeroizing::new(Vec::with_capacity(count.0));
-        serde_json::to_writer(&mut *bytes, value).expect("values are plain data");
-        self.put(key, bytes);
+        self.put(key, to_json(value));
     }
 
     /// Takes its value from `key`.
     pub fn remove(&mut self, key: &str) {
         self.changes.insert(key.to_owned(), None);
-    }
-}
-
-struct Count(usize);
-
-impl io::Write for Count {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0 += bytes.len();
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 
