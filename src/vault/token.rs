@@ -317,13 +317,24 @@ pub struct Assertion {
     /// Audience, or several.
     pub aud: Audience,
     /// Expires at.
+    #[serde(deserialize_with = "numeric_date")]
     pub exp: u64,
     /// Not before.
-    pub nbf: Option<u64>,
+    #[serde(default, deserialize_with = "numeric_date")]
+    pub nbf: u64,
     /// Issued at.
-    pub iat: Option<u64>,
-    /// Its identifier.
-    pub jti: Option<String>,
+    #[serde(default, deserialize_with = "numeric_date")]
+    pub iat: u64,
+}
+
+/// Seconds since 1970, maybe with a fraction (RFC 7519, 2), which is dropped.
+fn numeric_date<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let seconds = f64::deserialize(deserializer)?;
+    // 2^53: up to there a double is exact.
+    match (0.0..9_007_199_254_740_992.0).contains(&seconds) {
+        true => Ok(seconds as u64),
+        false => Err(serde::de::Error::custom("no time")),
+    }
 }
 
 /// `aud` is a string or an array of strings (RFC 7519, 4.1.3).
@@ -446,7 +457,7 @@ fn check_assertion(
     if !expected.audiences.iter().any(|wanted| assertion.aud.contains(wanted)) {
         return Err(TokenError::Audience);
     }
-    let from = assertion.nbf.unwrap_or(0).max(assertion.iat.unwrap_or(0));
+    let from = assertion.nbf.max(assertion.iat);
     check_times(from, assertion.exp, now, SKEW_MAX)?;
     if assertion.exp.saturating_sub(now) > ASSERTION_LIFETIME_MAX + SKEW_MAX {
         return Err(TokenError::Lifetime);

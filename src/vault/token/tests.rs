@@ -215,6 +215,8 @@ fn assertions() {
         ("exp", json!(NOW + 2 * ASSERTION_LIFETIME_MAX), TokenError::Lifetime),
         ("exp", json!(null), TokenError::Malformed),
         ("exp", json!("never"), TokenError::Malformed),
+        ("exp", json!(-1), TokenError::Malformed),
+        ("exp", json!(1e300), TokenError::Malformed),
         ("sub", json!(["a"]), TokenError::Malformed),
     ] {
         let mut claims = assertion();
@@ -228,6 +230,9 @@ fn assertions() {
     let mut claims = assertion();
     claims["aud"] = json!(EXPECTED.audiences[0]);
     assert!(verify(claims, NOW).is_ok(), "one audience may be a string");
+    let mut claims = assertion();
+    claims["exp"] = json!(NOW as f64 + 600.5);
+    assert!(verify(claims, NOW).is_ok(), "times may have fractions");
     let token = issuer.sign(assertion());
     let claimed = claimed_of(&token).expect("it has both");
     assert_eq!(claimed, (EXPECTED.issuer.to_owned(), EXPECTED.subject.to_owned()));
