@@ -523,7 +523,8 @@ fn edit_settings(state: &mut State, command: &Command) -> Result<Value, CommandE
         Command::FirewallEnable { enabled } => settings.firewall.enabled = *enabled,
         Command::FirewallAllow { network } => _ = settings.firewall.add(network)?,
         Command::FirewallRemove { network } => {
-            if !settings.firewall.remove(network)? {
+            let removed = settings.firewall.remove(network)?;
+            if !removed {
                 let problem = format!("{network} is not in the list");
                 return Err(CommandError::Value(problem));
             }

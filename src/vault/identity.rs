@@ -275,7 +275,7 @@ impl StoredSecret {
     fn generate(name: &str, now: u64, expires: Option<u64>) -> (Self, NewSecret) {
         let mut bytes = Zeroizing::new([0; SECRET_BYTES]);
         random::fill(&mut *bytes);
-        let value = Zeroizing::new(URL_SAFE_NO_PAD.encode(&*bytes));
+        let value = Zeroizing::new(URL_SAFE_NO_PAD.encode(&bytes[..]));
         let (id, digest) = (random_id(), SecretDigest::of(&value));
         let stored = Self { id: id.clone(), name: name.to_owned(), digest, created: now, expires };
         (stored, NewSecret { id, value })
@@ -657,7 +657,7 @@ mod tests {
         assert_eq!(taken, Some(DirectoryError::Exists("Web".into())));
         let long = "x".repeat(121);
         for bad in ["", " x", "x\n", &long] {
-            let error = directory.create(bad, IdentityKind::Managed, NOW).err().expect("no name");
+            let error = directory.create(bad, IdentityKind::Managed, NOW).expect_err("no name");
             assert!(matches!(error, DirectoryError::Text { .. }), "{bad:?}");
         }
         assert!(directory.find("nobody").is_err() && directory.remove("nobody").is_err());

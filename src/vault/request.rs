@@ -4,7 +4,6 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use hyper::{HeaderMap, Method};
-use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::encoding::to_json;
@@ -59,9 +58,9 @@ impl fmt::Debug for Request {
 
 impl Request {
     /// A request of the operator, as a command makes it. `target`: path and query.
-    pub fn of_operator(method: Method, target: &str, body: Option<&Value>) -> Self {
+    pub fn of_operator(method: Method, target: &str, body: Option<&[u8]>) -> Self {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        let body = body.map(Value::to_string).unwrap_or_default().into_bytes();
+        let body = body.unwrap_or_default().to_vec();
         Self {
             method,
             path: path.to_owned(),

@@ -5,11 +5,13 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use hyper::Method;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use serde_json::Value;
+use zeroize::Zeroizing;
 
-use super::{KeyArgs, ask};
+use super::{KeyArgs, client};
 use crate::cli::exit::Exit;
 use crate::cli::hint::Failure;
 use crate::vault::admin::{self, Command};
@@ -415,8 +417,11 @@ impl WhichArgs {
 }
 
 fn asked(vault: &VaultArgs, command: &Command) -> Result<Value, Failure> {
-    let body = serde_json::to_value(command).expect("commands are plain data");
-    ask::post(&vault.directory, &vault.keys, admin::PATH, &body)
+    let body = Zeroizing::new(serde_json::to_vec(command).expect("commands are plain data"));
+    let asked = (Method::POST, admin::PATH);
+    let answer = client::ask(&vault.directory, &vault.keys, asked, Some(&body))?;
+    serde_json::from_slice(&answer)
+        .map_err(|_| Failure::new(Exit::Other, "the vault's answer is not understood"))
 }
 
 fn show(vault: &VaultArgs, command: &Command) -> Result<(), Failure> {

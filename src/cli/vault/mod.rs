@@ -1,8 +1,8 @@
 //! `atrest vault`
 
-mod ask;
 mod callers;
 mod client;
+mod objects;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -23,13 +23,14 @@ use crate::sys::process::Signals;
 use crate::vault::access::Access;
 use crate::vault::audit::{AuditLog, AuditOptions, OnFailure};
 use crate::vault::authority::{Authority, Guard};
+use crate::vault::objects::now;
 use crate::vault::server::{Acceptor, Listen, Server, Stop};
 use crate::vault::{Service, Settings, Vault, VaultError};
 
 /// Directory of the audit log in the vault's.
 const AUDIT_NAME: &str = "audit";
-/// How often the host's memory of the vault is brought up to date while it is served.
-const REMEMBER_EVERY: Duration = Duration::from_secs(60);
+/// How often what is due is done, and the host's memory of the vault brought up to date.
+const MAINTAIN_EVERY: Duration = Duration::from_secs(60);
 
 /// `atrest vault`
 #[derive(Debug, Subcommand)]
@@ -42,6 +43,12 @@ pub enum VaultCommand {
     #[command(after_help = "Example:\n  atrest vault serve /srv/keys --listen 0.0.0.0:443 \
         --tls-cert /etc/atrest/vault.pem --tls-key /etc/atrest/vault.key")]
     Serve(ServeArgs),
+    /// Manage keys, while the vault is served or not
+    #[command(subcommand)]
+    Key(objects::KeyCommand),
+    /// Manage secrets, while the vault is served or not
+    #[command(subcommand)]
+    Secret(objects::SecretCommand),
     /// Manage who may ask: service principals and managed identities
     #[command(subcommand)]
     Identity(callers::IdentityCommand),
@@ -127,6 +134,8 @@ pub fn run(command: &VaultCommand) -> Result<(), Failure> {
     match command {
         VaultCommand::Init(arguments) => init(arguments),
         VaultCommand::Serve(arguments) => serve(arguments),
+        VaultCommand::Key(command) => objects::key(command),
+        VaultCommand::Secret(command) => objects::secret(command),
         VaultCommand::Identity(command) => callers::identity(command),
         VaultCommand::Policy(command) => callers::policy(command),
         VaultCommand::Firewall(command) => callers::firewall(command),
@@ -185,11 +194,9 @@ fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
     listen.extend(arguments.imds.iter().map(|address| Listen::Metadata(*address)));
     let vault = open(directory, &arguments.keys, "vault serve", arguments.allow_rollback)?;
     let vault = Arc::new(vault);
-    let service = Arc::new(Service::new(
-        vault.store.clone(),
-        access(directory, &vault, audit_options(arguments))?,
-    ));
-    let server = Server::bind(service, listen, directory)
+    let access = access(directory, &vault, audit_options(arguments))?;
+    let service = Arc::new(Service::new(vault.store.clone(), access));
+    let server = Server::bind(service.clone(), listen, directory)
         .map_err(|error| Failure::new(Exit::Other, chain(&error)))?;
     let stop = Stop::new();
     stop_at_signal(&stop).map_err(|error| Failure::io("catch signals for", directory, &error))?;
@@ -197,10 +204,11 @@ fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
         log::info!("serving {} on {address}", directory.display());
     }
     daemon::notify_service_manager("READY=1");
-    let memory = remember_regularly(vault.clone(), stop.clone());
+    let upkeep = maintain_regularly(vault.clone(), service, stop.clone())
+        .map_err(|error| Failure::io("start a thread for", directory, &error))?;
     server.run(&stop);
-    // The thread ends with `stop`, which has been said.
-    let _ = memory.map(std::thread::JoinHandle::join);
+    // The thread ends with `stop`, which has been said; its panics are logged.
+    let _ = upkeep.join();
     vault.remember().map_err(|error| failure(directory, &error))?;
     log::info!("ended");
     Ok(())
@@ -250,20 +258,26 @@ fn stop_at_signal(stop: &Stop) -> std::io::Result<()> {
     Ok(())
 }
 
-fn remember_regularly(
+/// Rotates and purges what is due, and has the host remember the newest change, once a minute.
+fn maintain_regularly(
     vault: Arc<Vault>,
+    service: Arc<Service>,
     stop: Stop,
 ) -> std::io::Result<std::thread::JoinHandle<()>> {
-    let thread = std::thread::Builder::new().name("atrest-memory".to_owned());
+    let thread = std::thread::Builder::new().name("atrest-upkeep".to_owned());
     thread.spawn(move || {
         let mut known = vault.store.sequence();
-        while !stop.wait(REMEMBER_EVERY) {
+        loop {
+            service.maintain(now());
             let sequence = vault.store.sequence();
             if sequence != known {
                 match vault.remember() {
                     Ok(()) => known = sequence,
                     Err(error) => log::warn!("{}", chain(&error)),
                 }
+            }
+            if stop.wait(MAINTAIN_EVERY) {
+                return;
             }
         }
     })

@@ -33,7 +33,8 @@ impl Bench {
 
     /// A command of the operator.
     pub(in crate::vault) fn command(&self, command: Value) -> Result<Value, ApiError> {
-        let request = Request::of_operator(Method::POST, admin::PATH, Some(&command));
+        let body = command.to_string();
+        let request = Request::of_operator(Method::POST, admin::PATH, Some(body.as_bytes()));
         let reply = self.guard.handle(&request).expect("it is a command")?;
         Ok(serde_json::from_slice(&reply.body).expect("JSON"))
     }

@@ -46,7 +46,8 @@ fn own_tokens() {
     assert_eq!(exp, Err(TokenError::Expired));
     assert!(check(&keys, &claims(), NOW - SKEW_MAX).is_ok(), "the clock was set back a little");
     assert_eq!(check(&keys, &claims(), NOW - SKEW_MAX - 1), Err(TokenError::NotYet));
-    let changes: [(fn(&mut Claims), TokenError); 3] = [
+    type Change = fn(&mut Claims);
+    let changes: [(Change, TokenError); 3] = [
         (|c| c.aud = "https://storage.azure.com".into(), TokenError::Audience),
         (|c| c.exp = NOW + LIFETIME_MAX + 1, TokenError::Lifetime),
         (|c| c.nbf = NOW + SKEW_MAX + 1, TokenError::NotYet),
