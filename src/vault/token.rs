@@ -1,7 +1,7 @@
 //! Access tokens that the vault signs itself, and assertions of others that it believes: JSON Web
 //! Tokens (RFC 7519). Pure: no I/O; the caller brings the time, in seconds since 1970.
 //!
-//! The vault's own are ES256 (RFC 7518, 3.4) and nothing else; a key pair takes 50 µs to make, so
+//! The vault's own are ES256 (RFC 7518, 3.4) and nothing else; a key pair costs next to nothing, so
 //! rollover is cheap. A retired key verifies until what it signed has expired.
 
 use std::collections::BTreeMap;
