@@ -73,7 +73,8 @@ fn main() {
     };
     let service = Arc::new(Service::new(vault.store.clone(), access));
     let any = "127.0.0.1:0".parse().expect("an address");
-    let server = Server::bind(service.clone(), vec![Listen::Plain(any)], &directory).expect("bound");
+    let server =
+        Server::bind(service.clone(), vec![Listen::Plain(any)], &directory).expect("bound");
     let address = server.addresses()[0];
     let stop = Stop::new();
     let told = stop.clone();

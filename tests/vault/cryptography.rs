@@ -157,7 +157,8 @@ fn states() {
     let now = atrest::vault::objects::now();
     let rsa = world.done("POST", "/keys/rsa/create", json!({ "kty": "RSA" }));
     let path = format!("/keys/rsa/{}", version_of(&rsa));
-    let sealed = operation(&world, &path, "wrapkey", "RSA-OAEP-256", &json!(PLAIN))["value"].clone();
+    let sealed =
+        operation(&world, &path, "wrapkey", "RSA-OAEP-256", &json!(PLAIN))["value"].clone();
     let signed = operation(&world, &path, "sign", "RS256", &json!(PLAIN))["value"].clone();
     let done = error(200, "", "");
     let forbidden = |inner| error(403, "Forbidden", inner);

@@ -56,7 +56,8 @@ fn refused() {
     let config = directory.join("vault.json");
     let bytes = std::fs::read(&config).expect("readable");
     let text = String::from_utf8(bytes.clone()).expect("JSON");
-    std::fs::write(&config, text.replace("\"generation\": 1", "\"generation\": 2")).expect("writable");
+    std::fs::write(&config, text.replace("\"generation\": 1", "\"generation\": 2"))
+        .expect("writable");
     assert!(matches!(open(world.place.path(), false), Err(VaultError::Key(_))), "its MAC");
     std::fs::write(&config, &bytes).expect("writable");
     open(world.place.path(), false).expect("as it was");

@@ -54,7 +54,8 @@ fn life() {
     let world = World::purgeable();
     let oct = json!({ "kty": "oct" });
     let first = world.done("POST", "/keys/K/create", oct.clone());
-    let second = world.done("POST", "/keys/k/create", json!({ "kty": "oct", "tags": { "a": "b" } }));
+    let second =
+        world.done("POST", "/keys/k/create", json!({ "kty": "oct", "tags": { "a": "b" } }));
     assert_ne!(version_of(&first), version_of(&second), "names differ in case only");
     assert_eq!(world.done("GET", "/keys/k", Value::Null), second);
     let old = format!("/keys/k/{}", version_of(&first));
@@ -137,7 +138,8 @@ fn updates() {
     assert_eq!(changed["attributes"]["exp"], json!(4_000_000_000i64));
     assert_eq!(changed["key"]["key_ops"], json!(["wrapKey", "unwrapKey"]));
     assert_eq!(changed["tags"], json!({ "a": "1" }));
-    let body = json!({ "key_ops": ["sign"], "tags": {}, "attributes": { "nbf": 5, "enabled": true } });
+    let body =
+        json!({ "key_ops": ["sign"], "tags": {}, "attributes": { "nbf": 5, "enabled": true } });
     let changed = world.done("PATCH", "/keys/k/", body);
     assert_eq!(changed["key"]["key_ops"], json!(["sign"]));
     assert_eq!(changed["tags"], json!({}));
@@ -165,9 +167,7 @@ fn pages() {
     for number in 0..60 {
         world.done("POST", &format!("/keys/k{number:02}/create"), json!({ "kty": "oct" }));
     }
-    for (path, sizes) in
-        [("/keys", vec![25, 25, 10]), ("/keys?maxresults=20", vec![20, 20, 20])]
-    {
+    for (path, sizes) in [("/keys", vec![25, 25, 10]), ("/keys?maxresults=20", vec![20, 20, 20])] {
         let (mut target, mut found, mut counts) = (Some(path.to_owned()), Vec::new(), Vec::new());
         while let Some(path) = target {
             let page = world.done("GET", &path, Value::Null);
@@ -186,7 +186,9 @@ fn pages() {
             (0..60).map(|number| format!("https://localhost/keys/k{number:02}")).collect();
         assert_eq!(found, expected);
     }
-    for bad in ["/keys?maxresults=0", "/keys?maxresults=26", "/keys?maxresults=x", "/keys?$skiptoken=*"] {
+    for bad in
+        ["/keys?maxresults=0", "/keys?maxresults=26", "/keys?maxresults=x", "/keys?$skiptoken=*"]
+    {
         assert_eq!(world.refused("GET", bad, Value::Null), error(400, "BadParameter", ""));
     }
     let none = world.done("GET", "/keys/none/versions", Value::Null);

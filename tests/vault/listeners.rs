@@ -108,7 +108,8 @@ fn operator() {
     let mode = std::fs::metadata(&path).expect("it is there").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let mut stream = UnixStream::connect(&path).expect("it listens");
-    let request = "GET /keys?api-version=7.4 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let request =
+        "GET /keys?api-version=7.4 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     stream.write_all(request.as_bytes()).expect("it reads");
     let mut reply = String::new();
     stream.read_to_string(&mut reply).expect("it answers");

@@ -58,6 +58,12 @@ fn refusals() {
     assert_eq!(world.refused("PUT", "/secrets/a.b", json!({ "value": "" })), bad);
     let long_type = json!({ "value": "", "contentType": "x".repeat(256) });
     assert_eq!(world.refused("PUT", "/secrets/s", long_type), bad);
-    assert_eq!(world.refused("GET", "/secrets/s/nope", Value::Null), error(404, "SecretNotFound", ""));
-    assert_eq!(world.refused("GET", "/secrets/s/..%2f", Value::Null), error(404, "SecretNotFound", ""));
+    assert_eq!(
+        world.refused("GET", "/secrets/s/nope", Value::Null),
+        error(404, "SecretNotFound", "")
+    );
+    assert_eq!(
+        world.refused("GET", "/secrets/s/..%2f", Value::Null),
+        error(404, "SecretNotFound", "")
+    );
 }
