@@ -1,8 +1,8 @@
 //! Who may ask: service principals and managed identities, and with what they prove themselves.
 //! Pure: no I/O; the caller brings the time, in seconds since 1970.
 //!
-//! Secrets are made here, of 256 random bits, shown once and kept as their SHA-256: there is nothing
-//! to guess that a slow hash would protect. They are compared in constant time.
+//! Secrets are made here, of 256 random bits, shown once and kept as their SHA-256: there is
+//! nothing to guess that a slow hash would protect. They are compared in constant time.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -685,8 +685,10 @@ mod tests {
     fn federated() {
         let mut directory = directory();
         let web = directory.find_mut("web").expect("made");
-        let keys = r#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
-        let set: JwkSet = serde_json::from_str(keys).expect("a JWK set");
+        let keys = serde_json::json!({ "keys": [{
+            "kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
+        }]});
+        let set: JwkSet = serde_json::from_value(keys).expect("a JWK set");
         let good = FederatedCredential {
             id: String::new(),
             name: "cluster".into(),

@@ -476,7 +476,7 @@ fn bad_request(description: &str) -> LoginError {
 }
 
 /// IMDS of virtual machines: a host is known by its address.
-/// <https://learn.microsoft.com/entra/identity/managed-identities-azure-resources/how-to-use-vm-token>
+/// <https://learn.microsoft.com/azure/virtual-machines/instance-metadata-service>
 fn imds(state: &State, request: &Request, address: IpAddr, now: u64) -> Result<Issued, LoginError> {
     // A program that can be made to ask an address of somebody's choice can rarely be made to
     // send a header, too; a proxy says that it is one.

@@ -1,8 +1,8 @@
 //! Who may do what: access policies and role assignments, with the permissions, roles and scopes of
 //! Key Vault, and the words in which it refuses. Pure: no I/O, no clock.
 //!
-//! A vault has one permission model at a time, as in Key Vault: with access policies a principal has
-//! a list of permissions on all keys and one on all secrets; with roles (the default) it is assigned
+//! A vault has one permission model at a time, as in Key Vault: with access policies a principal
+//! has a list of permissions on all keys and one on all secrets; with roles (the default) it has
 //! roles on the whole vault or on one object. What is not granted is denied; nothing denies what
 //! is granted.
 

@@ -172,8 +172,8 @@ impl Default for Damper {
     }
 }
 
-/// Who failed. An IPv6 host has a whole /64 to ask from (RFC 4291, 2.5.1): that is one source. Names
-/// are cut, as they are the caller's choice.
+/// Who failed. An IPv6 host has a whole /64 to ask from (RFC 4291, 2.5.1): that is one source.
+/// Names are cut, as they are the caller's choice.
 fn failing(source: IpAddr, claimed: &str) -> (IpAddr, String) {
     let network = match source.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6((u128::from(address) & !u128::from(u64::MAX)).into()),
