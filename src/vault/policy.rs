@@ -11,17 +11,17 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Most role assignments of a vault.
-pub const ASSIGNMENTS_MAX: usize = 4000;
-/// Most access policies of a vault (1024 in Key Vault).
-pub const POLICIES_MAX: usize = 1024;
-
 use super::access::Object;
 use super::route::{Kind, Permission};
 use Permission::{
     Backup, Create, Decrypt, Delete, Encrypt, Get, GetRotationPolicy, Import, List, Purge, Recover,
     Restore, Rotate, Set, SetRotationPolicy, Sign, UnwrapKey, Update, Verify, WrapKey,
 };
+
+/// Most role assignments of a vault.
+pub const ASSIGNMENTS_MAX: usize = 4000;
+/// Most access policies of a vault (1024 in Key Vault).
+pub const POLICIES_MAX: usize = 1024;
 
 /// The permissions that objects of `kind` have.
 pub fn permissions_of(kind: Kind) -> impl Iterator<Item = Permission> {

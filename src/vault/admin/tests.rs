@@ -3,16 +3,22 @@
 use super::*;
 use crate::vault::login::tests::Bench;
 
+fn create(name: &str, managed: bool) -> Value {
+    json!({ "op": "identity-create", "name": name, "managed": managed })
+}
+
+fn assign(role: &str, scope: &str) -> Value {
+    json!({ "op": "policy-assign", "which": "web", "role": role, "scope": scope })
+}
+
 /// Every refusal says what to do; the state is the same afterwards.
 #[test]
 fn refusals() {
     let bench = Bench::new();
-    let create = |name: &str, managed: bool| json!({ "op": "identity-create", "name": name, "managed": managed });
     bench.command(create("web", false)).expect("new");
     bench.command(create("host", true)).expect("new");
     let show = || bench.command(json!({ "op": "identity-show", "which": "web" })).expect("there");
     let before = (show(), bench.guard.0.state().settings.clone());
-    let assign = |role: &str, scope: &str| json!({ "op": "policy-assign", "which": "web", "role": role, "scope": scope });
     let set =
         |keys: &str| json!({ "op": "policy-set", "which": "web", "keys": [keys], "secrets": [] });
     for (command, status, part) in [
