@@ -1,4 +1,4 @@
-//! `atrest vault`: a key vault of the customer's own, speaking the REST protocol of Azure Key Vault.
+//! `atrest vault`: a key vault of the customer's own, with the REST protocol of Azure Key Vault.
 //!
 //! ```text
 //! server  listeners, TLS, limits of size and time        -> Request
@@ -11,9 +11,8 @@
 //! # Guards
 //! Who may do what is not decided here but by implementations of the traits in [`access`], which
 //! `cli::vault` puts together for a vault ([`access::Access`]) from what its store holds. They are
-//! plain blocking code and keep their own entries in the [`Store`], under a prefix of their own
-//! (`identity/`, `policy/`, ...); a decision that depends on an entry is made in one
-//! [`Store::change`]. A route that Key Vault does not have (a token endpoint, a metadata service, an
+//! plain blocking code and keep their own entries in the [`Store`], under a prefix of their own; a
+//! decision that depends on an entry is made in one [`Store::change`]. A route that Key Vault does not have (a token endpoint, a metadata service, an
 //! operator's command) is an [`access::Extension`]; who asks is in [`Request::peer`]: the network, a
 //! metadata listener ([`server::Listen::Metadata`]), or the operator.
 //!
