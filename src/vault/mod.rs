@@ -12,9 +12,10 @@
 //! Who may do what is not decided here but by implementations of the traits in [`access`], which
 //! `cli::vault` puts together for a vault ([`access::Access`]) from what its store holds. They are
 //! plain blocking code and keep their own entries in the [`Store`], under a prefix of their own; a
-//! decision that depends on an entry is made in one [`Store::change`]. A route that Key Vault does not have (a token endpoint, a metadata service, an
-//! operator's command) is an [`access::Extension`]; who asks is in [`Request::peer`]: the network, a
-//! metadata listener ([`server::Listen::Metadata`]), or the operator.
+//! decision that depends on an entry is made in one [`Store::change`]. A route that Key Vault does
+//! not have (a token endpoint, a metadata service, an operator's command) is an
+//! [`access::Extension`]; who asks is in [`Request::peer`]: the network, a metadata listener
+//! ([`server::Listen::Metadata`]), or the operator.
 //!
 //! Requests are handled by plain blocking code on threads of their own; only `server` is
 //! asynchronous. An operator's commands are the same requests, by a socket in the vault's directory
