@@ -9,8 +9,18 @@ use super::error::ApiError;
 use super::request::Request;
 
 /// API versions that are answered, all in the same way.
-pub const API_VERSIONS: &[&str] =
-    &["7.0", "7.1", "7.2", "7.3", "7.4", "7.5", "7.6", "2025-07-01", "2026-03-01-preview"];
+pub const API_VERSIONS: &[&str] = &[
+    "7.0",
+    "7.1",
+    "7.2",
+    "7.3",
+    "7.4",
+    "7.5",
+    "7.6",
+    "2025-07-01",
+    "2026-03-01-preview",
+    "2026-04-01",
+];
 
 /// Kinds of objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,6 +13,7 @@ use zeroize::Zeroizing;
 use super::{KeyArgs, access, open};
 use crate::cli::exit::Exit;
 use crate::cli::hint::Failure;
+use crate::vault::audit::AuditOptions;
 use crate::vault::server::SOCKET_NAME;
 use crate::vault::{Request, Service};
 
@@ -39,7 +40,8 @@ pub fn ask(
         Some(stream) => exchange(stream, &method, target, body).map_err(asking)?,
         None => {
             let vault = open(directory, keys, "vault", false)?;
-            let service = Service::new(vault.store.clone(), access(&vault)?);
+            let audit = AuditOptions::new(directory.join(super::AUDIT_NAME));
+            let service = Service::new(vault.store.clone(), access(directory, &vault, audit)?);
             let reply = service.handle(&Request::of_operator(method, target, body));
             vault.remember().map_err(|error| super::failure(directory, &error))?;
             (reply.status, reply.body)

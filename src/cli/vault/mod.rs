@@ -1,5 +1,6 @@
 //! `atrest vault`
 
+mod callers;
 mod client;
 mod objects;
 
@@ -20,10 +21,14 @@ use crate::key::pin::PinStore;
 use crate::key::{KeyError, ProviderOptions, provider_from_uri};
 use crate::sys::process::Signals;
 use crate::vault::access::Access;
+use crate::vault::audit::{AuditLog, AuditOptions, OnFailure};
+use crate::vault::authority::{Authority, Guard};
 use crate::vault::objects::now;
 use crate::vault::server::{Acceptor, Listen, Server, Stop};
 use crate::vault::{Service, Settings, Vault, VaultError};
 
+/// Directory of the audit log in the vault's.
+const AUDIT_NAME: &str = "audit";
 /// How often what is due is done, and the host's memory of the vault brought up to date.
 const MAINTAIN_EVERY: Duration = Duration::from_secs(60);
 
@@ -44,6 +49,21 @@ pub enum VaultCommand {
     /// Manage secrets, while the vault is served or not
     #[command(subcommand)]
     Secret(objects::SecretCommand),
+    /// Manage who may ask: service principals and managed identities
+    #[command(subcommand)]
+    Identity(callers::IdentityCommand),
+    /// Manage what they may do
+    #[command(subcommand)]
+    Policy(callers::PolicyCommand),
+    /// Manage from where they may ask
+    #[command(subcommand)]
+    Firewall(callers::FirewallCommand),
+    /// Manage how often they may ask
+    #[command(subcommand)]
+    Limits(callers::LimitsCommand),
+    /// Manage tokens
+    #[command(subcommand)]
+    Settings(callers::SettingsCommand),
 }
 
 /// `atrest vault init`
@@ -82,6 +102,16 @@ pub struct ServeArgs {
     /// Serve plain http; loopback addresses only
     #[arg(long, conflicts_with = "tls_cert")]
     pub insecure_loopback: bool,
+    /// Serve managed identities of hosts on this address of the host (http; loopback or
+    /// link-local), as 169.254.169.254:80 does in Azure
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub imds: Vec<SocketAddr>,
+    /// Directory of the audit log, instead of `audit` in the vault's
+    #[arg(long, value_name = "DIRECTORY")]
+    pub audit: Option<PathBuf>,
+    /// Answer although the audit log cannot be written
+    #[arg(long)]
+    pub audit_optional: bool,
     /// Serve although the vault is older than this host has seen it
     #[arg(long)]
     pub allow_rollback: bool,
@@ -106,12 +136,33 @@ pub fn run(command: &VaultCommand) -> Result<(), Failure> {
         VaultCommand::Serve(arguments) => serve(arguments),
         VaultCommand::Key(command) => objects::key(command),
         VaultCommand::Secret(command) => objects::secret(command),
+        VaultCommand::Identity(command) => callers::identity(command),
+        VaultCommand::Policy(command) => callers::policy(command),
+        VaultCommand::Firewall(command) => callers::firewall(command),
+        VaultCommand::Limits(command) => callers::limits(command),
+        VaultCommand::Settings(command) => callers::settings(command),
     }
 }
 
 /// The guards of a vault, from what is in its store.
-fn access(_vault: &Vault) -> Result<Access, Failure> {
-    Ok(Access::closed())
+fn access(directory: &Path, vault: &Vault, audit: AuditOptions) -> Result<Access, Failure> {
+    let log = AuditLog::open(audit.clone())
+        .map_err(|error| Failure::io("open the audit log in", &audit.directory, &error))?;
+    let absolute = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
+    let name = absolute.file_name().unwrap_or_default().to_string_lossy();
+    let authority = Authority::open(vault.store.clone(), &name, log)
+        .map_err(|error| failure(directory, &error.into()))?;
+    Ok(Guard(Arc::new(authority)).access())
+}
+
+/// Where and how `serve` keeps the audit log.
+fn audit_options(arguments: &ServeArgs) -> AuditOptions {
+    let own = || arguments.directory.join(AUDIT_NAME);
+    let mut options = AuditOptions::new(arguments.audit.clone().unwrap_or_else(own));
+    if arguments.audit_optional {
+        options.on_failure = OnFailure::Serve;
+    }
+    options
 }
 
 fn init(arguments: &InitArgs) -> Result<(), Failure> {
@@ -139,10 +190,12 @@ fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
     daemon::harden();
     logging::start(log_target(arguments.log.as_deref()), arguments.log_level)
         .map_err(|error| Failure::io("open the log of", directory, &error))?;
-    let listen = listeners(arguments)?;
+    let mut listen = listeners(arguments)?;
+    listen.extend(arguments.imds.iter().map(|address| Listen::Metadata(*address)));
     let vault = open(directory, &arguments.keys, "vault serve", arguments.allow_rollback)?;
     let vault = Arc::new(vault);
-    let service = Arc::new(Service::new(vault.store.clone(), access(&vault)?));
+    let access = access(directory, &vault, audit_options(arguments))?;
+    let service = Arc::new(Service::new(vault.store.clone(), access));
     let server = Server::bind(service.clone(), listen, directory)
         .map_err(|error| Failure::new(Exit::Other, chain(&error)))?;
     let stop = Stop::new();

@@ -160,7 +160,7 @@ fn moved_records() {
     let bytes = std::fs::read(directory.path().join("state")).expect("readable");
     let record = |n: usize| bytes[states[n - 1].0 as usize..states[n].0 as usize].to_vec();
     let start = bytes[..states[0].0 as usize].to_vec();
-    let whole = |parts: &[Vec<u8>]| [&[start.clone()], parts].concat().concat();
+    let whole = |parts: &[Vec<u8>]| [std::slice::from_ref(&start), parts].concat().concat();
     for parts in [
         vec![record(2), record(1)],
         vec![record(2)],
