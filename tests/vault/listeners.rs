@@ -58,7 +58,8 @@ fn challenged() {
     let running = Running::start();
     for line in ["GET /keys?api-version=7.4", "POST /keys/k//wrapkey?api-version=7.4", "GET /x"] {
         let request = format!(
-            "{line} HTTP/1.1\r\nHost: a.test\r\nX-Ms-Client-Request-Id: mine\r\nConnection: close\r\n\r\n"
+            "{line} HTTP/1.1\r\nHost: a.test\r\nX-Ms-Client-Request-Id: mine\r\n\
+             Connection: close\r\n\r\n"
         );
         let reply = running.send(request.as_bytes());
         assert!(reply.starts_with("HTTP/1.1 401 "), "{line}: {reply}");

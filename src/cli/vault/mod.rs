@@ -3,6 +3,7 @@
 mod callers;
 mod client;
 mod objects;
+mod slots;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -49,6 +50,9 @@ pub enum VaultCommand {
     /// Manage secrets, while the vault is served or not
     #[command(subcommand)]
     Secret(objects::SecretCommand),
+    /// Manage the keys that seal the vault
+    #[command(subcommand)]
+    Slot(slots::SlotCommand),
     /// Manage who may ask: service principals and managed identities
     #[command(subcommand)]
     Identity(callers::IdentityCommand),
@@ -136,6 +140,7 @@ pub fn run(command: &VaultCommand) -> Result<(), Failure> {
         VaultCommand::Serve(arguments) => serve(arguments),
         VaultCommand::Key(command) => objects::key(command),
         VaultCommand::Secret(command) => objects::secret(command),
+        VaultCommand::Slot(command) => slots::run(command),
         VaultCommand::Identity(command) => callers::identity(command),
         VaultCommand::Policy(command) => callers::policy(command),
         VaultCommand::Firewall(command) => callers::firewall(command),

@@ -23,11 +23,15 @@ pub const BODY_BYTES_MAX: usize = 1024 * 1024;
 const HEADER_BYTES_MAX: usize = 32 * 1024;
 /// How long a header may take, from the reply before it: also how long a connection may idle.
 const HEADER_PATIENCE: Duration = Duration::from_secs(60);
+/// After this time a connection ends with the reply to its current request; clients make another.
+const CONNECTION_LIFETIME: Duration = Duration::from_secs(600);
+/// How long that request, and the client's taking of the reply, may take then.
+const REPLY_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a body may take.
 const BODY_PATIENCE: Duration = Duration::from_secs(20);
 
-/// Serves a connection until the client ends it, breaks a limit, or `stop` says so; then the
-/// request that is being answered is answered.
+/// Serves a connection until the client ends it or breaks a limit, its lifetime is over, or `stop`
+/// says so; then the request that is being answered is answered.
 pub async fn serve<S>(stream: S, peer: Peer, service: Arc<Service>, stop: &Stop)
 where
     S: Read + Write + Unpin,
@@ -45,13 +49,25 @@ where
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = stop.told() => {
+        () = ending(stop) => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            match tokio::time::timeout(REPLY_PATIENCE, connection).await {
+                Ok(ended) => ended,
+                // Whoever does not take its reply loses it.
+                Err(_) => return log::debug!("connection of {peer}: cut"),
+            }
         }
     };
     if let Err(error) = ended {
         log::debug!("connection of {peer}: {error}");
+    }
+}
+
+/// Returns when the server ends, or the connection has been there long enough.
+async fn ending(stop: &Stop) {
+    tokio::select! {
+        () = stop.told() => {}
+        () = tokio::time::sleep(CONNECTION_LIFETIME) => {}
     }
 }
 
