@@ -26,8 +26,8 @@ declare -A PACKAGES=(
   [getfacl]=acl [gocryptfs]=gocryptfs [strace]=strace [ps]=procps [mkfs.ext4]=e2fsprogs
   [mkfs.xfs]=xfsprogs [python3]=python3 [cc]=build-essential [tar]=tar [xz]=xz-utils
   [losetup]=mount [findmnt]=util-linux [xxd]=xxd [cmake]=cmake
-  [stress-ng]=stress-ng [pg_ctlcluster]=postgresql
-  [curl]=curl [openssl]=openssl [python3-venv]=python3-venv [systemd-creds]=systemd
+  [stress-ng]=stress-ng [pg_ctlcluster]=postgresql [ip]=iproute2 [curl]=curl [openssl]=openssl
+  [npm]=npm [python3-venv]=python3-venv [systemd-creds]=systemd
 )
 
 # Installs the packages of those given commands (default: all) that are missing.

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::vault::VaultCommand;
+
 /// Encryption at rest for Linux directories, with keys that you control.
 #[derive(Debug, Parser)]
 #[command(name = "atrest", version, max_term_width = 100)]
@@ -49,6 +51,9 @@ pub enum Command {
     /// Manage the keys of a volume
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Make, serve and manage a key vault of your own
+    #[command(subcommand)]
+    Vault(VaultCommand),
 }
 
 /// Where keys come from.

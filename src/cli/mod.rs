@@ -13,6 +13,7 @@ mod place;
 mod salvage;
 mod status;
 mod umount;
+mod vault;
 
 use std::process::ExitCode;
 
@@ -44,6 +45,7 @@ fn execute(command: &Command) -> Result<u8, Failure> {
         Command::Inspect(arguments) => inspect::run(arguments)?,
         Command::Fsck(arguments) => return fsck::run(arguments),
         Command::Key(command) => keys::run(command)?,
+        Command::Vault(command) => vault::run(command)?,
     }
     Ok(0)
 }
