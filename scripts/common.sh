@@ -26,7 +26,7 @@ declare -A PACKAGES=(
   [getfacl]=acl [gocryptfs]=gocryptfs [strace]=strace [ps]=procps [mkfs.ext4]=e2fsprogs
   [mkfs.xfs]=xfsprogs [python3]=python3 [cc]=build-essential [tar]=tar [xz]=xz-utils
   [losetup]=mount [findmnt]=util-linux [xxd]=xxd [cmake]=cmake
-  [stress-ng]=stress-ng [pg_ctlcluster]=postgresql
+  [stress-ng]=stress-ng [pg_ctlcluster]=postgresql [curl]=curl [openssl]=openssl
 )
 
 # Installs the packages of those given commands (default: all) that are missing.
