@@ -80,10 +80,10 @@ static unsigned long token_info(unsigned long slot, char *info) {
 
 #define PASS(NAME, INDEX)                                                                         \
   static unsigned long pass_##NAME(unsigned long a, void *b, void *c, void *d, void *e, void *f,  \
-                                   void *g) {                                                     \
+                                   void *g, void *h) {                                            \
     unsigned long code;                                                                           \
     if (ordered(#NAME, &code)) return code;                                                       \
-    return real->call[INDEX](a, b, c, d, e, f, g);                                                \
+    return real->call[INDEX](a, b, c, d, e, f, g, h);                                               \
   }
 PASS(OpenSession, OPEN)
 PASS(Login, LOGIN)
