@@ -9,7 +9,8 @@ use super::exit::Exit;
 use super::hint::{Failure, kek_text};
 use super::{open, place, status};
 use crate::key::{
-    Authorization, KeyError, Opened, ProviderOptions, SlotReport, VolumeKeys, provider_from_uri,
+    Authorization, KeyError, Opened, ProviderOptions, Providers, SlotReport, VolumeKeys,
+    provider_from_uri,
 };
 
 /// Runs a key command.
@@ -36,6 +37,7 @@ pub fn provider_options_with(arguments: &KeyArgs, allow: &[&str]) -> ProviderOpt
     let patterns = arguments.allow.iter().map(String::as_str).chain(allow.iter().copied());
     ProviderOptions {
         authorization: patterns.fold(Authorization::default(), Authorization::allow),
+        providers: Providers::of_this_host(),
         passphrase_file: arguments.passphrase_file.clone(),
         slot: arguments.slot,
         interactive: true,

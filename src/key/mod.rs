@@ -7,12 +7,17 @@
 //! A new kind of provider is a type that implements [`KekProvider`] and a line in
 //! [`Registry::default`].
 
+pub mod authorize;
+pub mod azure;
 mod envelope;
 mod file;
+pub mod http;
 pub mod local;
 pub mod passphrase;
 pub mod pin;
 pub mod pkcs11;
+#[cfg(test)]
+mod test_server;
 #[cfg(feature = "tpm2")]
 pub mod tpm2;
 
@@ -20,8 +25,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+pub use authorize::{Authorization, EndpointSettings, Providers};
 pub use envelope::{KeyError, Opened, Recheck, SlotFailure, SlotReport, VolumeKeys};
 
 use crate::crypto::Secret;
@@ -61,6 +67,16 @@ pub trait KekProvider: Send + Sync {
     /// A [`KekError`] of any kind.
     fn latest_version(&self) -> Result<Option<String>, KekError>;
 
+    /// What the provider knows of the key's condition: for warnings before it fails. One request
+    /// at most; not asked for when a volume is mounted.
+    ///
+    /// # Errors
+    /// A [`KekError`] of any kind; `Denied` if reading the key is not granted, which wrapping and
+    /// unwrapping do not need.
+    fn health(&self) -> Result<Health, KekError> {
+        Ok(Health::default())
+    }
+
     /// Makes a new version of the KEK, and returns its name.
     ///
     /// # Errors
@@ -84,6 +100,26 @@ impl Binding {
     pub fn associated_data(&self) -> String {
         format!("atrest volume key of {}", self.volume_id)
     }
+}
+
+/// The condition of a key, as its provider tells it. `None`: it does not say, or there is no such
+/// thing there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// The version that the rest is about: the one of the URI, or the newest.
+    pub version: Option<String>,
+    /// Whether it is switched on.
+    pub enabled: Option<bool>,
+    /// From when on it wraps.
+    pub not_before: Option<SystemTime>,
+    /// Until when it wraps; unwrapping goes on in most services.
+    pub expires: Option<SystemTime>,
+    /// Whether a deleted key can be brought back for some time.
+    pub recoverable: Option<bool>,
+    /// Whether nobody can destroy a deleted key before that time is over.
+    pub purge_protected: Option<bool>,
+    /// Operations that the volume needs and the key does not allow, by the service's names.
+    pub operations_missing: Vec<String>,
 }
 
 /// What [`KekProvider::wrap`] returns.
@@ -235,42 +271,6 @@ impl std::error::Error for KekError {
     }
 }
 
-/// Which KEKs may be asked on this host. A volume is not trusted to decide that: a URI in it could
-/// send a credential to a stranger. `local:` and `passphrase:`, which reach nobody, are allowed;
-/// everything else comes from the command line or `/etc/atrest`.
-#[derive(Clone, Debug)]
-pub struct Authorization(Vec<String>);
-
-impl Default for Authorization {
-    fn default() -> Self {
-        Self(vec!["local:".to_owned(), "passphrase:".to_owned()])
-    }
-}
-
-impl Authorization {
-    /// Allows `pattern` as well: a URI; or, ending in `:` or `/`, all that begin with it.
-    #[must_use]
-    pub fn allow(mut self, pattern: &str) -> Self {
-        // A key slot has the canonical form, without what the operator adds about module and PIN.
-        self.0.extend(pkcs11::canonical(pattern));
-        self.0.push(pattern.to_owned());
-        self
-    }
-
-    /// What was allowed, as it was given: some kinds of URIs carry settings.
-    pub fn entries(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(String::as_str)
-    }
-
-    /// Whether `uri` may be asked.
-    pub fn permits(&self, uri: &str) -> bool {
-        self.0.iter().any(|pattern| match pattern.ends_with([':', '/']) {
-            true => uri.starts_with(pattern),
-            false => uri == pattern,
-        })
-    }
-}
-
 /// Makes a provider from its URI.
 pub type Constructor =
     Arc<dyn Fn(&str, &ProviderOptions) -> Result<Arc<dyn KekProvider>, KekError> + Send + Sync>;
@@ -282,6 +282,7 @@ pub struct Registry(BTreeMap<String, Constructor>);
 impl Default for Registry {
     fn default() -> Self {
         let mut registry = Self(BTreeMap::new());
+        registry.register("azure", Arc::new(azure::from_uri));
         registry.register("local", Arc::new(local::from_uri));
         registry.register("passphrase", Arc::new(passphrase::from_uri));
         registry.register("pkcs11", Arc::new(pkcs11::from_uri));
@@ -308,8 +309,10 @@ impl Registry {
 /// Where providers find what they need, and which may be asked.
 #[derive(Clone, Default)]
 pub struct ProviderOptions {
-    /// Which KEKs may be asked.
+    /// Which KEKs may be asked, by the command line.
     pub authorization: Authorization,
+    /// Which KEKs may be asked, and how each is reached, by `/etc/atrest/providers.toml`.
+    pub providers: Providers,
     /// Which kinds there are.
     pub registry: Registry,
     /// `--passphrase-file`: where a passphrase is read from instead of the terminal.
@@ -328,6 +331,16 @@ pub struct ProviderOptions {
     pub create_local_key: bool,
 }
 
+impl ProviderOptions {
+    /// How `uri` is reached on this host; a provider's constructor asks for it.
+    ///
+    /// # Errors
+    /// `Configuration` if `/etc/atrest/providers.toml` cannot be read.
+    pub fn settings(&self, uri: &str) -> Result<EndpointSettings, KekError> {
+        self.providers.settings(uri)
+    }
+}
+
 /// The provider that `uri` (`kind:rest`) names.
 ///
 /// # Errors
@@ -344,8 +357,12 @@ pub fn provider_from_uri(
         let kinds = kinds.join(", ");
         return Err(refuse(format!("unknown kind of key provider; there are {kinds}")));
     };
-    if !options.authorization.permits(uri) {
-        return Err(refuse("this host does not authorise the key; allow it with --kek".into()));
+    if !options.authorization.permits(uri) && !options.providers.permits(uri)? {
+        return Err(refuse(
+            "this host does not authorise the key; if it should, allow it with --allow-kek URI, or \
+             in /etc/atrest/providers.toml"
+                .into(),
+        ));
     }
     constructor(uri, options)
 }

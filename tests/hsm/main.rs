@@ -5,6 +5,7 @@
 //! PKCS #11 library is the process's, and so is the environment that says where the peer is.
 
 mod alone;
+mod mounted;
 mod pkcs11;
 mod token;
 #[cfg(feature = "tpm2")]

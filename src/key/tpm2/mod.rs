@@ -56,13 +56,20 @@ struct Tpm2Provider {
 ///
 /// # Errors
 /// `Configuration` if it is malformed. The TPM is not asked yet.
-pub fn from_uri(uri: &str, _: &ProviderOptions) -> Result<Arc<dyn KekProvider>, KekError> {
+pub fn from_uri(uri: &str, options: &ProviderOptions) -> Result<Arc<dyn KekProvider>, KekError> {
     let registers = parse(uri).map_err(|problem| {
         let problem = format!("{problem}; as in tpm2:pcrs=7,11");
         KekError::new(KekErrorKind::Configuration { problem }, uri, "")
     })?;
-    let tcti = std::env::var(TCTI_VARIABLE).unwrap_or_else(|_| TCTI_DEFAULT.to_owned());
-    Ok(Arc::new(Tpm2Provider { uri: canonical(&registers), registers, tcti }))
+    let uri = canonical(&registers);
+    let named = options.settings(&uri)?.tpm2.tcti.or_else(|| std::env::var(TCTI_VARIABLE).ok());
+    let tcti = named.unwrap_or_else(|| TCTI_DEFAULT.to_owned());
+    Ok(Arc::new(Tpm2Provider { uri, registers, tcti }))
+}
+
+/// A `tpm2:` URI as key slots have it; `None` if it is not such a URI.
+pub(super) fn canonical_uri(uri: &str) -> Option<String> {
+    parse(uri).ok().map(|registers| canonical(&registers))
 }
 
 /// The registers of a URI, ascending.
@@ -359,7 +366,7 @@ mod tests {
         assert_eq!(Sealed::decode(&other), None);
         assert_eq!(Sealed::decode(&[1, 0, 0, 0, 0, 0, 0, 0]), None, "no register");
         let sealed = Sealed::decode(&bytes).expect("as above");
-        assert_eq!(sealed.changed(&[9; 16]), []);
+        assert!(sealed.changed(&[9; 16]).is_empty());
         assert_eq!(sealed.changed(&[&[9; 8][..], &[8; 8]].concat()), [23]);
     }
 }
