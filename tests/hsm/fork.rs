@@ -1,5 +1,5 @@
-//! A child of fork(2) and keys on a token. Without the harness, because only a process with one thread
-//! can be forked.
+//! A child of fork(2) and keys on a token. Without the harness, because only a process with one
+//! thread can be forked.
 
 // Each uses some of it.
 #[allow(dead_code)]
@@ -13,8 +13,8 @@ use atrest::sys::process::{Side, fork, wait};
 
 use token::{BINDING, Token};
 
-/// A child has a library state of its own: it initialises, logs in and unwraps, with a provider that
-/// it inherits and with a fresh one; and the parent's session is not disturbed.
+/// A child has a library state of its own: it initialises, logs in and unwraps, with a provider
+/// that it inherits and with a fresh one; and the parent's session is not disturbed.
 fn main() {
     alone::run("fork", token::softhsm, |scratch| {
         let token = Token::new(scratch);

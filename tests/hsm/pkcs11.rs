@@ -144,7 +144,7 @@ fn aes_key_wrap() {
     });
 }
 
-/// SoftHSM has OAEP with SHA-1 only, and the slot says so; what another program opens is the secret.
+/// SoftHSM has OAEP with SHA-1 only, and the slot says so; another program opens it as well.
 #[test]
 fn rsa_with_sha1() {
     alone::run("pkcs11::rsa_with_sha1", token::softhsm, |scratch| {
@@ -219,6 +219,8 @@ fn unfit_keys() {
             let error = wrap("signs");
             assert!(matches!(error.kind(), KekErrorKind::Denied { .. }), "{error:?}");
             assert!(error.to_string().contains("CKA_ENCRYPT and CKA_DECRYPT"), "{error}");
+            let missing = token.provider("signs").health().expect("it can be looked at");
+            assert!(missing.operations_missing.contains(&"CKA_DECRYPT".to_owned()), "{missing:?}");
             token.tool(&["--delete-object", "--type", "secrkey", "--id", "04"]);
         }
         let ended = Date::new(*b"2020", *b"01", *b"31");
@@ -227,6 +229,11 @@ fn unfit_keys() {
         let error = wrap("ended");
         assert!(matches!(error.kind(), KekErrorKind::Denied { .. }), "{error:?}");
         assert!(error.to_string().contains("20200131"), "{error}");
+        let health = token.provider("ended").health().expect("it can be looked at");
+        // date -u -d 2020-02-01 +%s
+        let end = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_580_515_200);
+        assert_eq!((health.version.as_deref(), health.expires), (Some("05"), Some(end)));
+        assert!(health.operations_missing.is_empty() && health.not_before.is_none());
         is_gone(&wrap("missing"));
     });
 }
@@ -427,8 +434,8 @@ fn environment() {
     });
 }
 
-/// A volume may say which key, on a token that this host allows, and nothing else: not which library
-/// is loaded into this process, nor where the PIN is.
+/// A volume may say which key, on a token that this host allows, and nothing else: not which
+/// library is loaded into this process, nor where the PIN is.
 #[test]
 fn what_a_volume_may_say() {
     alone::run("pkcs11::what_a_volume_may_say", token::softhsm, |scratch| {

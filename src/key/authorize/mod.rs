@@ -85,7 +85,7 @@ pub fn permits(pattern: &str, uri: &str) -> bool {
     if kind != uri_kind || kind.is_empty() {
         return false;
     }
-    // What an operator typed, with the module to load and the PIN's file, which may be file:///PATH.
+    // What an operator typed, with the module to load and the PIN's file, maybe file:///PATH.
     if kind == "pkcs11" && pattern == uri && rest.contains('?') {
         return true;
     }

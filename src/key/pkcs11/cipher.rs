@@ -83,6 +83,21 @@ fn candidates(connection: &Connection, key: &Key) -> Result<Vec<Algorithm>, Fail
     }
 }
 
+/// What the key may not do of what a volume needs, by the names of its attributes.
+pub(super) fn missing(connection: &Connection, key: &Key) -> Vec<String> {
+    match candidates(connection, key) {
+        Err(Failure::Known(KekErrorKind::Denied { .. }, _)) if key.kind == Kind::Rsa => {
+            vec!["CKA_DECRYPT".to_owned()]
+        }
+        Err(Failure::Known(KekErrorKind::Denied { .. }, _)) => {
+            let uses = [(key.can_encrypt, "CKA_ENCRYPT"), (key.can_decrypt, "CKA_DECRYPT")];
+            let missing = uses.iter().filter(|(can, _)| !can);
+            missing.map(|(_, name)| (*name).to_owned()).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
 fn wrap_one(
     connection: &Connection,
     key: &Key,

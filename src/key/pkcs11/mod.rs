@@ -30,7 +30,7 @@ use self::object::Key;
 use self::token::{Connection, PinSource};
 use self::uri::Uri;
 use super::{
-    Authorization, Binding, KekError, KekErrorKind, KekProvider, ProviderOptions, Wrapped,
+    Authorization, Binding, Health, KekError, KekErrorKind, KekProvider, ProviderOptions, Wrapped,
 };
 use crate::crypto::Secret;
 use crate::format::config::{Algorithm, KekReference};
@@ -204,6 +204,19 @@ impl KekProvider for Pkcs11Provider {
         self.with(&about, |connection| {
             let key = object::version(connection, &self.parsed, &id)?;
             cipher::unwrap(connection, &key, kek.algorithm, binding, wrapped)
+        })
+    }
+
+    fn health(&self) -> Result<Health, KekError> {
+        self.with("", |connection| {
+            let key = object::newest(connection, &self.parsed)?;
+            Ok(Health {
+                version: Some(key.version.name()),
+                not_before: key.version.start.and_then(|date| object::midnight(date, 0)),
+                expires: key.end.and_then(|date| object::midnight(date, 1)),
+                operations_missing: cipher::missing(connection, &key),
+                ..Health::default()
+            })
         })
     }
 

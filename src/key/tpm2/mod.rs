@@ -117,8 +117,8 @@ fn hex(bytes: &[u8]) -> String {
 ///      …    2 length s, then s bytes: what is in TPM2B_PRIVATE
 /// ```
 ///
-/// Sealed is the secret, then SHA-256 of the first two fields, the traces and the associated data of
-/// the [`Binding`]: what is outside the TPM's own integrity cannot be changed unnoticed, either.
+/// Sealed is the secret, then SHA-256 of the first two fields, the traces and the associated data
+/// of the [`Binding`]: what is outside the TPM's own integrity cannot be changed unnoticed, either.
 #[derive(Debug, PartialEq, Eq)]
 struct Sealed<'a> {
     registers: Vec<u8>,
@@ -278,7 +278,8 @@ impl Tpm2Provider {
         let reason = format!(
             "it is sealed to the state of PCR {} (SHA-256), and this host is in another{which}: \
              firmware, Secure Boot or what was started is not as it was. If that is intended, open \
-             the volume with another slot, and seal it anew: atrest key rotate VOLUME --slot NUMBER",
+             the volume with another slot, and seal it anew: \
+             atrest key rotate VOLUME --slot NUMBER",
             list(&self.registers)
         );
         KekErrorKind::Denied { reason }.into()
