@@ -5,7 +5,8 @@ use std::path::Path;
 use atrest::crypto::{Secret, random, wrap};
 use atrest::format::config::Algorithm;
 use atrest::key::{
-    Authorization, KekError, KekErrorKind, KekProvider, ProviderOptions, Wrapped, provider_from_uri,
+    Authorization, KekError, KekErrorKind, KekProvider, ProviderOptions, Wrapped, pkcs11,
+    provider_from_uri,
 };
 
 use cryptoki::object::Attribute;
@@ -452,6 +453,8 @@ fn what_a_volume_may_say() {
             for query in ["module-path", "pin-source"] {
                 let uri = format!("pkcs11:token=kek;object=volume?{query}={}", trap.display());
                 let error = provider_from_uri(&uri, &options).err().expect("a volume's");
+                assert!(configuration(&error).contains("does not authorise"), "{error}");
+                let error = pkcs11::from_uri(&uri, &options).err().expect("a volume's");
                 assert!(configuration(&error).contains("for this host to say"), "{error}");
             }
             let options = ProviderOptions {
