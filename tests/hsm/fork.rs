@@ -16,7 +16,7 @@ use token::{BINDING, Token};
 /// A child has a library state of its own: it initialises, logs in and unwraps, with a provider
 /// that it inherits and with a fresh one; and the parent's session is not disturbed.
 fn main() {
-    alone::run("fork", token::softhsm, |scratch| {
+    alone::run("fork", token::shimmed, |scratch| {
         let token = Token::new(scratch);
         token.make("AES:32", "volume", "01", &[]);
         let provider = token.provider("volume");

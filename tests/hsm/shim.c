@@ -1,5 +1,6 @@
 /* A PKCS #11 module in front of another: it writes down the calls, and answers some of them with what
- * a test wants. What is not named here goes to the other module directly.
+ * a test wants. In a child of fork it wants to be initialised anew, as the standard has it, and the
+ * other module, which does not notice, finalised before. What is not named here goes to the other module directly.
  *
  *   SHIM_MODULE      the other module
  *   SHIM_PARAMETERS  what it wants to be initialised with (NSS)
@@ -35,6 +36,8 @@ enum { INITIALIZE = 0, TOKEN_INFO = 6, OPEN = 12, LOGIN = 18, FIND = 26, ENCRYPT
        DECRYPT_INIT = 33, DECRYPT = 34, UNWRAP = 61 };
 
 static struct functions *real, mine;
+/* The process that initialised: to a child of its, nothing is. */
+static int owner;
 
 /* Writes the call down; whether it is to be answered with `*code`. */
 static int ordered(const char *name, unsigned long *code) {
@@ -42,6 +45,10 @@ static int ordered(const char *name, unsigned long *code) {
   FILE *file = log ? fopen(log, "a") : NULL;
   char line[256], called[64], once[16];
   int found = 0;
+  if (strcmp(name, "Initialize") != 0 && owner != getpid()) {
+    *code = 0x190; /* CKR_CRYPTOKI_NOT_INITIALIZED */
+    return 1;
+  }
   if (file) {
     fprintf(file, "%s\n", name);
     fclose(file);
@@ -62,7 +69,9 @@ static unsigned long initialize(struct arguments *given) {
   unsigned long code;
   struct arguments arguments = {{0}, 2, getenv("SHIM_PARAMETERS"), NULL};
   if (ordered("Initialize", &code)) return code;
-  return real->call[INITIALIZE](arguments.parameters ? &arguments : given);
+  code = real->call[INITIALIZE](arguments.parameters ? &arguments : given);
+  if (code == 0) owner = getpid();
+  return code;
 }
 
 static unsigned long token_info(unsigned long slot, char *info) {
