@@ -251,8 +251,8 @@ fn versions() {
         token.make("AES:32", "volume", "02", &[]);
         let secret = random::secret(32);
         for error in [
-            provider.latest_version().err().expect("ambiguous"),
-            provider.wrap(&BINDING, &[&secret]).err().expect("ambiguous"),
+            provider.latest_version().expect_err("ambiguous"),
+            provider.wrap(&BINDING, &[&secret]).expect_err("ambiguous"),
         ] {
             let text = configuration(&error);
             assert!(text.contains("01, 02") && text.contains("id="), "{text}");
@@ -320,7 +320,7 @@ fn destroyed() {
         }
         token.tool(&["--delete-object", "--type", "secrkey", "--id", "01"]);
         is_gone(&refused(&*provider, &wrapped));
-        is_gone(&provider.latest_version().err().expect("destroyed"));
+        is_gone(&provider.latest_version().expect_err("destroyed"));
         is_gone(&refused(&*token.provider("volume"), &wrapped));
         // Made again under the same names, it is another key.
         token.make("AES:32", "volume", "01", &[]);
@@ -364,7 +364,7 @@ fn locked_pin() {
         token.make("AES:32", "volume", "01", &[]);
         let asked = || {
             let provider = token.provider("volume");
-            provider.latest_version().err().expect("no login")
+            provider.latest_version().expect_err("no login")
         };
         // CKF_USER_PIN_LOCKED, CKF_USER_PIN_FINAL_TRY (PKCS #11 2.40, section 5.5).
         token.order("flags 40000\n");
@@ -397,21 +397,21 @@ fn pin_sources() {
         let module = token.module.display();
         let latest = |uri: &str| token.provider_of(uri).expect("a URI").latest_version();
         let bare = format!("pkcs11:token=kek;object=volume?module-path={module}");
-        let text = configuration(&latest(&bare).err().expect("no PIN"));
+        let text = configuration(&latest(&bare).expect_err("no PIN"));
         assert!(text.contains("pin-source=") && text.contains("ATREST_PKCS11_PIN_FILE"), "{text}");
         let from = |name: &str| format!("{bare}&pin-source=file:{}", scratch.join(name).display());
-        let text = configuration(&latest(&from("missing")).err().expect("no file"));
+        let text = configuration(&latest(&from("missing")).expect_err("no file"));
         assert!(text.contains("cannot read the PIN from"), "{text}");
         write_private(&scratch.join("empty"), "\n");
-        let text = configuration(&latest(&from("empty")).err().expect("no PIN"));
+        let text = configuration(&latest(&from("empty")).expect_err("no PIN"));
         assert!(text.contains("PIN is empty"), "{text}");
         write_private(&scratch.join("open"), PIN);
         std::fs::set_permissions(scratch.join("open"), PermissionsExt::from_mode(0o644))
             .expect("it is ours");
-        let text = configuration(&latest(&from("open")).err().expect("everybody can read it"));
+        let text = configuration(&latest(&from("open")).expect_err("everybody can read it"));
         assert!(text.contains("chmod o="), "{text}");
         write_private(&scratch.join("long"), &"9".repeat(300));
-        assert!(configuration(&latest(&from("long")).err().expect("too long")).contains("large"));
+        assert!(configuration(&latest(&from("long")).expect_err("too long")).contains("large"));
         assert!(latest(&from("pin")).is_ok());
     });
 }
@@ -444,7 +444,7 @@ fn what_a_volume_may_say() {
         token.make("AES:32", "volume", "01", &[]);
         let trap = scratch.join("trap.so");
         std::fs::copy(&token.module, &trap).expect("it can be read");
-        let operators = token.uri("").replace("pkcs11:?", "pkcs11:?");
+        let operators = token.uri("");
         for allowed in ["pkcs11:", &operators] {
             let options = ProviderOptions {
                 authorization: Authorization::default().allow(allowed),
@@ -465,7 +465,7 @@ fn what_a_volume_may_say() {
             let latest = plain.expect("allowed").latest_version();
             match allowed {
                 "pkcs11:" => {
-                    let text = configuration(&latest.err().expect("no module is named"));
+                    let text = configuration(&latest.expect_err("no module is named"));
                     assert!(text.contains("which PKCS #11 module"), "{text}");
                 }
                 _ => assert!(latest.is_ok(), "the operator's module and PIN serve all keys"),
@@ -496,7 +496,7 @@ fn absent() {
         token.make("AES:32", "volume", "01", &[]);
         let latest = |uri: &str| {
             let provider = token.provider_of(uri).expect("a URI");
-            provider.latest_version().err().expect("it is to be refused")
+            provider.latest_version().expect_err("it is to be refused")
         };
         let text = unreachable(&latest(&token.uri("token=other;object=volume")));
         assert!(text.contains("token is not there") && text.contains("\"kek\""), "{text}");
@@ -536,7 +536,7 @@ fn ambiguous_token() {
         let token = Token::new(scratch);
         token.another("kek");
         let provider = token.provider("volume");
-        let text = configuration(&provider.latest_version().err().expect("ambiguous"));
+        let text = configuration(&provider.latest_version().expect_err("ambiguous"));
         assert!(text.contains("2 tokens fit") && text.contains("serial="), "{text}");
     });
 }

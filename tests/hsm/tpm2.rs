@@ -124,7 +124,7 @@ fn sealing() {
         }
         is_empty();
         let long = provider.wrap(&BINDING, &[&random::secret(65)]);
-        let error = long.err().expect("too long for a TPM");
+        let error = long.expect_err("too long for a TPM");
         assert!(matches!(error.kind(), KekErrorKind::BadRequest { .. }), "{error:?}");
     });
 }
@@ -257,7 +257,7 @@ fn absent() {
             // In a process of its own the loop is at its first case; the environment says which.
             let tcti = std::env::var("ATREST_TPM2_TCTI").expect("text");
             let (_, part) = cases.iter().find(|(known, _)| *known == tcti).expect("a case");
-            let error = provider("tpm2:").expect("a URI").latest_version().err().expect("none");
+            let error = provider("tpm2:").expect("a URI").latest_version().expect_err("none");
             assert!(error.to_string().contains(part), "{error}");
             assert!(!error.is_definitive(), "{error:?}");
             println!("test result: ok. 1 passed");
