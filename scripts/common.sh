@@ -26,9 +26,10 @@ declare -A PACKAGES=(
   [getfacl]=acl [gocryptfs]=gocryptfs [strace]=strace [ps]=procps [mkfs.ext4]=e2fsprogs
   [mkfs.xfs]=xfsprogs [python3]=python3 [cc]=build-essential [tar]=tar [xz]=xz-utils
   [losetup]=mount [findmnt]=util-linux [xxd]=xxd [cmake]=cmake
-  [stress-ng]=stress-ng [pg_ctlcluster]=postgresql [curl]=curl [openssl]=openssl
   [softhsm2-util]=softhsm2 [pkcs11-tool]=opensc [certutil]=libnss3-tools [swtpm]=swtpm
   [tpm2_pcrread]=tpm2-tools [pkg-config]=pkg-config
+  [stress-ng]=stress-ng [pg_ctlcluster]=postgresql
+  [curl]=curl [openssl]=openssl [python3-venv]=python3-venv [systemd-creds]=systemd
 )
 # Library, as pkg-config knows it, that all features need to build -> Debian package that has it.
 declare -A LIBRARIES=([tss2-esys]=libtss2-dev)

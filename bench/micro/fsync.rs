@@ -1,9 +1,10 @@
 //! What a synced overwrite of 4 KiB costs: the engine without FUSE, beside a plain file on the same
 //! disk.
 //!
-//! `cargo bench --bench fsync [-- DIRECTORY]`. One thread, then sixteen, each with a file of its
-//! own of 1 MiB that was written before; the two sides take turns, and medians of seven rounds are
-//! printed. DIRECTORY says which disk; the default is the temporary directory.
+//! `cargo bench --bench fsync [-- DIRECTORY [WRITERS ...]]`. One thread, then sixteen (or as many as
+//! is said), each with a file of its own of 1 MiB that was written before; the two sides take turns,
+//! and medians of seven rounds are printed. DIRECTORY says which disk; the default is the temporary
+//! directory.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -33,7 +34,9 @@ fn main() {
     let base = arguments.first().map_or_else(std::env::temp_dir, Into::into);
     let directory = tempfile::tempdir_in(base).expect("a directory");
     let tree = open_volume(&directory.path().join("volume"));
-    for threads in [1, 16] {
+    let writers: Vec<u64> =
+        arguments.iter().skip(1).map(|n| n.parse().expect("a number of writers")).collect();
+    for &threads in if writers.is_empty() { &[1, 16][..] } else { &writers } {
         let plain: Vec<File> = (0..threads).map(|n| plain_file(directory.path(), n)).collect();
         let sealed: Vec<u64> =
             (0..threads).map(|n| sealed_file(&tree, threads * 100 + n)).collect();

@@ -204,7 +204,10 @@ impl Log {
         let bytes = header.record_bytes();
         let fits = state.head + bytes <= state.tail + self.capacity;
         let written = fits && {
-            let mut record = vec![0; bytes as usize];
+            // To the end of the block, which nothing else is in: the filesystem below need not read
+            // what the rest of it holds.
+            let end = (state.head + bytes).next_multiple_of(BLOCK_BYTES);
+            let mut record = vec![0; (end - state.head) as usize];
             let aad = header.associated_data(self.volume_id, state.head, &region.before);
             let sealed = &mut record[HEADER_BYTES..][..items.len()];
             Tag(header.tag) = region.key.seal(nonce(region.sequence), &aad, items, sealed);

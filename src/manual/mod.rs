@@ -12,6 +12,8 @@ pub mod threats {}
 pub mod semantics {}
 #[doc = include_str!("operations.md")]
 pub mod operations {}
+#[doc = include_str!("plugins.md")]
+pub mod plugins {}
 #[doc = include_str!("defaults.md")]
 pub mod defaults {}
 #[doc = include_str!("changes.md")]

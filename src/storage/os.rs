@@ -145,8 +145,7 @@ impl OsStorage {
     fn check_in_place(&self, file: FileId, open: &File) -> io::Result<()> {
         let (directory, name) = self.place(file)?;
         let ours = nix::sys::stat::fstat(open)?;
-        let flag = nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW;
-        match nix::sys::stat::fstatat(directory, name.as_str(), flag) {
+        match fstatat(directory, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
             Ok(there) if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino) => Ok(()),
             Ok(_) => {
                 let what = "was replaced by another file while it was in use; put it back";

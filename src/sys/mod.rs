@@ -2,6 +2,7 @@
 
 #![expect(unsafe_code, reason = "system calls and foreign functions live here and nowhere else")]
 
+pub mod child;
 pub mod clock;
 pub mod file_handle;
 pub mod files;

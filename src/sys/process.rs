@@ -180,6 +180,12 @@ impl ProcessHandle {
     }
 }
 
+impl std::os::fd::AsFd for ProcessHandle {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl std::fmt::Debug for ProcessHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "pidfd {}", self.0.as_raw_fd())

@@ -1,8 +1,8 @@
 //! What a vault's error replies mean: the one place that decides it.
 //!
 //! Codes are the service's; its messages are for people, name tenants and objects, and are not
-//! repeated. A status alone decides nothing: a proxy on the way says 403 and 404, too, and that must
-//! not look like a key that was taken away.
+//! repeated. A status alone decides nothing: a proxy on the way says 403 and 404, too, and that
+//! must not look like a key that was taken away.
 
 use std::borrow::Cow;
 
@@ -103,7 +103,8 @@ pub(super) fn kind(reply: &Reply, operation: Operation, is_hsm: bool) -> KekErro
     let Some(codes) = Codes::of(reply) else {
         return KekErrorKind::Unreachable {
             reason: format!(
-                "status {status}, but not from a key vault; check the URL, and proxies on the way{id}"
+                "status {status}, but not from a key vault; check the URL, and proxies on the \
+                 way{id}"
             ),
         };
     };

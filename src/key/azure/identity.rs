@@ -342,7 +342,10 @@ impl Identity {
         }
         let url = endpoint.with_query(&pairs);
         let request = Request::get(&url).header(header.0, header.1).retry_also(METADATA_RETRIED);
-        let reply = self.metadata_client.send(&request, deadline).map_err(|error| {
+        // A vault of one's own serves identities as well, with the certificate that it has.
+        let own = endpoint.is_same_origin(&self.vault);
+        let client = if own { &*self.vault_client } else { &self.metadata_client };
+        let reply = client.send(&request, deadline).map_err(|error| {
             unreachable_at(
                 "this host has no identity: AZURE_CLIENT_ID and a secret, certificate or federated \
                  token are not set, and there is no managed identity: ",
@@ -356,7 +359,7 @@ impl Identity {
     }
 }
 
-/// No token, because there is no answer. That is no decision about the key, so it is not definitive.
+/// No token, because there is no answer; which is no decision about the key.
 fn unreachable_at(prefix: &str, error: HttpError) -> KekErrorKind {
     match error {
         HttpError::Configuration { problem } => KekErrorKind::Configuration { problem },

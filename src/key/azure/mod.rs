@@ -1,12 +1,12 @@
-//! `azure:https://NAME.vault.azure.net/keys/KEY[/VERSION]`: an RSA key in Azure Key Vault, an RSA or
-//! AES key in a Managed HSM, or a key of anything that speaks their protocol.
+//! `azure:https://NAME.vault.azure.net/keys/KEY[/VERSION]`: an RSA key in Azure Key Vault, an RSA
+//! or AES key in a Managed HSM, or a key of anything that speaks their protocol.
 //!
-//! RSA keys wrap with RSA-OAEP-256, AES keys with A256KW. Wrapped keys name the version that wrapped,
-//! and are unwrapped by it. Both happen in the vault, so that its log shows them.
+//! RSA keys wrap with RSA-OAEP-256, AES keys with A256KW. Wrapped keys name the version that
+//! wrapped, and are unwrapped by it. Both happen in the vault, so that its log shows them.
 //!
-//! A first request without token or body has the vault say which token it wants; see `challenge` for
-//! which it may get, and `identity` for who asks. Mounting takes that request, one for a token, and
-//! one to unwrap.
+//! A first request without token or body has the vault say which token it wants; see `challenge`
+//! for which it may get, and `identity` for who asks. Mounting takes that request, one for a token,
+//! and one to unwrap.
 
 mod certificate;
 mod challenge;

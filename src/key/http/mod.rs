@@ -153,6 +153,11 @@ impl<'a> Request<'a> {
         Self { method: "POST", body, ..Self::get(url) }
     }
 
+    /// `PUT` of nothing.
+    pub fn put(url: &'a Url) -> Self {
+        Self { method: "PUT", ..Self::get(url) }
+    }
+
     /// `POST` of JSON.
     pub fn post_json(url: &'a Url, body: &'a [u8]) -> Self {
         Self::post(url, body).header("Content-Type", "application/json")
