@@ -32,11 +32,16 @@ pub fn run(command: &KeyCommand) -> Result<(), Failure> {
 
 /// What providers need to know of the command line.
 pub fn provider_options(arguments: &KeyArgs) -> ProviderOptions {
-    provider_options_with(&arguments.source, arguments.slot, &[])
+    provider_options_with(arguments, &[])
 }
 
 /// The same, with more keys allowed than the arguments say.
-pub fn provider_options_with(
+pub fn provider_options_with(arguments: &KeyArgs, allow: &[&str]) -> ProviderOptions {
+    source_options(&arguments.source, arguments.slot, allow)
+}
+
+/// The same, of commands that do not open a volume, or have their own word for the slot that does.
+pub fn source_options(
     arguments: &KeySourceArgs,
     slot: Option<u32>,
     allow: &[&str],
@@ -96,7 +101,7 @@ fn remove(arguments: &KeyRemoveArgs) -> Result<(), Failure> {
 fn rotate(arguments: &KeyRotateArgs) -> Result<(), Failure> {
     let volume = place::volume(&arguments.volume)?;
     let to: Vec<&str> = arguments.to.iter().map(String::as_str).collect();
-    let options = provider_options_with(&arguments.keys, arguments.open_slot, &to);
+    let options = source_options(&arguments.keys, arguments.open_slot, &to);
     let opened = unlock(&volume, &options)?;
     let options = ProviderOptions {
         new_passphrase_file: arguments.new_passphrase_file.clone(),

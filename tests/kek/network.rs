@@ -121,6 +121,12 @@ impl Road<'_> {
             }
         }
         assert_eq!(self.proxy.trapped(), 0, "a redirect was followed");
+        for (true_text, lie) in self.network.lies() {
+            eprintln!("lie: {lie}");
+            self.proxy.set(Fault::Replaced(true_text, lie));
+            let result = shown(self.unwrap(&*self.provider()));
+            assert!(result.is_err_and(|error| !error.is_definitive()), "the lie was believed");
+        }
     }
 
     /// Throttled on the very first request, and for good; errors of the service.

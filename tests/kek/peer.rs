@@ -66,6 +66,12 @@ pub trait NetworkPeer {
 
     /// Options that lead to `origin`, whose authority is in `ca_file`; time-outs of a second or two.
     fn options_at(&self, origin: &str, ca_file: &std::path::Path) -> ProviderOptions;
+
+    /// Lies of the service that must be found: a text of its replies to an unwrap, and what to put
+    /// in its place, such as the name of another key.
+    fn lies(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
 }
 
 /// A row of the table of peers: what each offers, explicitly, so that nothing is left out silently.

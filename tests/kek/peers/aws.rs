@@ -144,4 +144,8 @@ impl NetworkPeer for Aws {
     fn options_at(&self, origin: &str, ca_file: &Path) -> ProviderOptions {
         self.options_with(origin, &(ca_line(ca_file) + IMPATIENT))
     }
+
+    fn lies(&self) -> Vec<(String, String)> {
+        vec![(self.keys[0].clone(), self.keys[1].clone())]
+    }
 }
