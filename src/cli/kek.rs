@@ -110,7 +110,9 @@ impl Report {
             "wrap",
             |wrapped: &Wrapped| {
                 let kek = &wrapped.kek;
-                format!("{:?}, key {}, version {}", kek.algorithm, kek.key_id, kek.key_version)
+                let algorithm = json!(kek.algorithm);
+                let algorithm = algorithm.as_str().unwrap_or_default();
+                format!("{algorithm}, key {}, version {}", kek.key_id, kek.key_version)
             },
             || provider.wrap(&binding, &[&secret]).map_err(Trouble::Kek),
         )?;

@@ -182,6 +182,24 @@ fn volatile(line: &str) -> String {
     line.to_owned()
 }
 
+/// Identifiers that are drawn, 32 digits of hexadecimal, are left out.
+fn without_ids(line: &str) -> String {
+    let is_word = |c: char| c.is_ascii_alphanumeric();
+    let mut kept = String::new();
+    for (at, character) in line.char_indices() {
+        let begins = at == 0 || !line[..at].ends_with(is_word);
+        let word = line[at..].split(|c| !is_word(c)).next().unwrap_or_default();
+        let inside = line[..at].rsplit(|c| !is_word(c)).next().unwrap_or_default();
+        let whole = format!("{inside}{word}");
+        match whole.len() == 32 && whole.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            true if begins => kept.push_str("..."),
+            true => {}
+            false => kept.push(character),
+        }
+    }
+    kept
+}
+
 fn private_file(path: &Path, bytes: &[u8]) {
     use std::os::unix::fs::OpenOptionsExt as _;
     let file =
@@ -194,7 +212,7 @@ fn render(output: &Output, root: &str) -> String {
     let mut text = format!("exit {}\n", output.status.code().expect("it was not killed"));
     for (prefix, bytes) in [("out", &output.stdout), ("err", &output.stderr)] {
         for line in String::from_utf8_lossy(bytes).lines() {
-            let line = volatile(&line.replace(root, "$T").replace(&id, "$ID"));
+            let line = without_ids(&volatile(&line.replace(root, "$T").replace(&id, "$ID")));
             let _ = writeln!(text, "{}", format!("{prefix}| {line}").trim_end());
         }
     }

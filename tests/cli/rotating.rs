@@ -123,7 +123,7 @@ fn add_at_once(base: &Path) {
     }
 }
 
-/// A daemon that is killed by a fault leaves no memory behind, where another program would.
+/// A daemon that is aborted leaves no memory behind, where another program would.
 #[test]
 fn no_core_dump() {
     let directory = tempfile::tempdir().unwrap();
@@ -145,8 +145,7 @@ fn no_core_dump() {
     drop(guard);
 }
 
-/// Runs a command with core files allowed, kills it with SIGSEGV once it is ready, and says whether
-/// it left one.
+/// Runs a command with core files allowed, aborts it once it is ready, and says whether it left one.
 fn dumps_core(base: &Path, command: &str, is_ready: impl Fn() -> bool) -> bool {
     let cores = || {
         let entries = fs::read_dir(base).unwrap();
@@ -173,7 +172,7 @@ fn dumps_core(base: &Path, command: &str, is_ready: impl Fn() -> bool) -> bool {
         return false;
     }
     let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSEGV).unwrap();
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGABRT).unwrap();
     child.wait().unwrap();
     let found = cores();
     for name in &found {
