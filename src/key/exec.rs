@@ -29,7 +29,7 @@ const PROTOCOL: u32 = 1;
 /// The only argument of a plugin. Interpreters and tools that are named by mistake refuse it, rather
 /// than take a request for a script.
 const ARGUMENT: &str = "--atrest-kek-plugin=1";
-/// Longest time for one request.
+/// Longest time for one request, unless `/etc/atrest/providers.toml` has another.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest reply, in bytes.
 const REPLY_BYTES_MAX: usize = 64 * 1024;
@@ -65,14 +65,15 @@ struct ExecProvider {
 /// is run yet.
 ///
 /// # Errors
-/// `Configuration` if the path is not absolute and plain, or the name has other characters than
+/// `Configuration` if `/etc/atrest/providers.toml` cannot be read, the path is not absolute and plain, or the name has other characters than
 /// letters, digits and `._:/@+=-`.
-pub fn from_uri(uri: &str, _: &ProviderOptions) -> Result<Arc<dyn KekProvider>, KekError> {
+pub fn from_uri(uri: &str, options: &ProviderOptions) -> Result<Arc<dyn KekProvider>, KekError> {
     let (path, key) = parse(uri).map_err(|problem| {
         KekError::new(KekErrorKind::Configuration { problem: problem.to_owned() }, uri, "")
     })?;
     let (path, key) = (PathBuf::from(path), key.to_owned());
-    Ok(Arc::new(ExecProvider { uri: uri.to_owned(), path, key, timeout: TIMEOUT }))
+    let timeout = options.settings(uri)?.exec.timeout.unwrap_or(TIMEOUT);
+    Ok(Arc::new(ExecProvider { uri: uri.to_owned(), path, key, timeout }))
 }
 
 /// Path and name of the key (or empty). A URI has one spelling only: what is authorised by name must

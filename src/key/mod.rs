@@ -8,6 +8,8 @@
 //! [`Registry::default`].
 
 pub mod authorize;
+pub mod aws;
+pub mod azure;
 mod envelope;
 pub mod exec;
 mod file;
@@ -19,6 +21,7 @@ pub mod pkcs11;
 mod redact;
 #[cfg(test)]
 mod test_server;
+pub mod transit;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -282,10 +285,13 @@ pub struct Registry(BTreeMap<String, Constructor>);
 impl Default for Registry {
     fn default() -> Self {
         let mut registry = Self(BTreeMap::new());
+        registry.register("aws", Arc::new(aws::from_uri));
+        registry.register("azure", Arc::new(azure::from_uri));
         registry.register("exec", Arc::new(exec::from_uri));
         registry.register("local", Arc::new(local::from_uri));
         registry.register("passphrase", Arc::new(passphrase::from_uri));
         registry.register("pkcs11", Arc::new(pkcs11::from_uri));
+        registry.register("transit", Arc::new(transit::from_uri));
         registry
     }
 }

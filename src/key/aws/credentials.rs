@@ -189,7 +189,8 @@ impl Provider {
             });
         }
         let expires = element(said, "Expiration").and_then(parse_time);
-        let parts = ["AccessKeyId", "SecretAccessKey", "SessionToken"].map(|tag| element(said, tag));
+        let parts =
+            ["AccessKeyId", "SecretAccessKey", "SessionToken"].map(|tag| element(said, tag));
         let [Some(id), Some(secret), Some(token)] = parts else {
             return Err(malformed(service));
         };
@@ -252,7 +253,8 @@ impl Provider {
     }
 }
 
-fn find(
+/// The source that is set up.
+pub(super) fn find(
     settings: &AwsSettings,
     environment: &Environment,
     service: Url,
@@ -316,7 +318,8 @@ fn from_environment(environment: &Environment) -> Result<Credentials, KekErrorKi
 /// Reads `[profile]` of the file; other ways to credentials than a key in it are not followed.
 fn from_profile(path: &Path, profile: &str) -> Result<Credentials, KekErrorKind> {
     let what = ("read the credentials from", "credentials");
-    let secret = file::read_line(path, what, FILE_BYTES_MAX).map_err(|error| file_problem(&error))?;
+    let secret =
+        file::read_line(path, what, FILE_BYTES_MAX).map_err(|error| file_problem(&error))?;
     let content = text(&secret, "credentials file")?;
     let problem = |what: &str| KekErrorKind::Configuration {
         problem: format!("profile {} of {} {what}", printable(profile), path.display()),
@@ -432,7 +435,9 @@ fn refused(reply: &Reply, url: &Url) -> KekErrorKind {
 
 fn malformed(url: &Url) -> KekErrorKind {
     let host = url.authority();
-    KekErrorKind::Unreachable { reason: format!("{host} answers with something else than credentials") }
+    KekErrorKind::Unreachable {
+        reason: format!("{host} answers with something else than credentials"),
+    }
 }
 
 fn failed(reason: String) -> KekErrorKind {
