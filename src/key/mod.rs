@@ -21,6 +21,8 @@ pub mod pkcs11;
 mod redact;
 #[cfg(test)]
 mod test_server;
+#[cfg(feature = "tpm2")]
+pub mod tpm2;
 pub mod transit;
 
 use std::collections::BTreeMap;
@@ -292,6 +294,10 @@ impl Default for Registry {
         registry.register("passphrase", Arc::new(passphrase::from_uri));
         registry.register("pkcs11", Arc::new(pkcs11::from_uri));
         registry.register("transit", Arc::new(transit::from_uri));
+        #[cfg(feature = "tpm2")]
+        registry.register("tpm2", Arc::new(tpm2::from_uri));
+        #[cfg(not(feature = "tpm2"))]
+        registry.register("tpm2", Arc::new(|uri, _| Err(without_tpm2(uri))));
         registry
     }
 }
@@ -367,6 +373,14 @@ pub fn provider_from_uri(
         ));
     }
     constructor(uri, options)
+}
+
+#[cfg(not(feature = "tpm2"))]
+fn without_tpm2(uri: &str) -> KekError {
+    let problem = "this program was built without TPMs; build it with: cargo build --release \
+                   --features tpm2"
+        .to_owned();
+    KekError::new(KekErrorKind::Configuration { problem }, uri, "")
 }
 
 /// The error for a system call on a file of this host.

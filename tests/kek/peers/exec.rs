@@ -34,7 +34,18 @@ pub fn prepare(scratch: &Path) -> Prepared {
         std::fs::write(&place, own).expect("writable");
         output("chmod", &["700", place.to_str().expect("ASCII")]);
     }
-    Prepared::default()
+    let secrets = ["one", "other"].map(|name| {
+        let secret = scratch.join(format!("{name}.secret"));
+        let made = std::process::Command::new("systemd-creds")
+            .arg("setup")
+            .env("SYSTEMD_CREDENTIAL_SECRET", &secret)
+            .output()
+            .expect("systemd-creds is needed (package systemd)");
+        assert!(made.status.success(), "{made:?}");
+        let bytes = std::fs::read(&secret).expect("it was made");
+        bytes[bytes.len() - 64..].to_vec()
+    });
+    Prepared { secrets: secrets.to_vec(), ..Prepared::default() }
 }
 
 pub fn peer(scratch: &Path) -> Exec {
