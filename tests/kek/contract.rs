@@ -16,7 +16,7 @@ use atrest::key::{
     provider_from_uri,
 };
 
-use crate::peer::{ACTS, Act, Peer, Row};
+use crate::peer::{ACTS, Act, Peer, Quirk, Row};
 
 /// What is wrapped: known, so that it can be searched for.
 pub const SECRET: [u8; 32] = *b"this is the wrapped volume key 1";
@@ -135,6 +135,9 @@ fn round_trip(peer: &dyn Peer) {
 
 /// A key that did not wrap does not unwrap.
 fn another_key(peer: &dyn Peer) {
+    if peer.row().quirks.contains(&Quirk::TakesAnyKey) {
+        return;
+    }
     let (kek, blob) = wrap(&*fresh(peer));
     let other = provider_from_uri(&peer.other_uri(), &peer.options());
     let other = shown(other).expect("the other key is authorised");
@@ -188,7 +191,8 @@ fn changed_blobs(peer: &dyn Peer) {
             Ok(_) => panic!("a changed blob unwraps: {changed:?}"),
             Err(error) => {
                 assert!(is_no_outage(error.kind()), "{changed:?}: {error:?}");
-                assert!(!error.is_definitive(), "a changed blob is no denial: {error:?}");
+                let denies = peer.row().quirks.contains(&Quirk::DeniesChanged);
+                assert!(denies || !error.is_definitive(), "a changed blob is no denial: {error:?}");
             }
         }
     }

@@ -15,7 +15,7 @@ mod peer;
 mod peers;
 mod proxy;
 
-use peers::{aws, exec, local, openbao, passphrase, softhsm};
+use peers::{aws, exec, local, openbao, passphrase, softhsm, vault};
 
 #[test]
 fn local() {
@@ -62,4 +62,9 @@ fn ministack() {
 fn moto() {
     let prepare = |scratch: &_| aws::prepare(scratch, &aws::MOTO);
     alone::run("moto", prepare, |scratch| contract::try_all(&aws::peer(scratch, &aws::MOTO)));
+}
+
+#[test]
+fn vault() {
+    alone::run("vault", vault::prepare, |scratch| contract::try_all(&vault::peer(scratch)));
 }

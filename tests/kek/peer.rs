@@ -74,6 +74,15 @@ pub trait NetworkPeer {
     }
 }
 
+/// Where a peer is not like the service that it stands for, so that a promise is not tried there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quirk {
+    /// It says that access is denied when it cannot read a wrapped key.
+    DeniesChanged,
+    /// It unwraps by whichever key wrapped, and says that it was the one that it was asked for.
+    TakesAnyKey,
+}
+
 /// A row of the table of peers: what each offers, explicitly, so that nothing is left out silently.
 #[derive(Debug)]
 pub struct Row {
@@ -87,6 +96,8 @@ pub struct Row {
     pub binds: bool,
     /// How many of 100 threads may ask at once, where the service is a single one.
     pub at_once: usize,
+    /// What it does that the service that it stands for does not.
+    pub quirks: &'static [Quirk],
     /// Whether wrapped keys are authenticated where they are unwrapped: each changed byte is noticed.
     pub authenticates: bool,
 }

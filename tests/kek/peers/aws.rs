@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::server::{IMPATIENT, ca_line, host_and_port, options, python, variable};
 use super::{output, server};
 use crate::alone::Prepared;
-use crate::peer::{Act, NetworkPeer, Peer, Row};
+use crate::peer::{Act, NetworkPeer, Peer, Quirk, Row};
 
 pub const MINISTACK: Row = Row {
     name: "ministack",
@@ -16,6 +16,7 @@ pub const MINISTACK: Row = Row {
     not_offered: "it does not know RotateKeyOnDemand, and checks no signatures",
     binds: true,
     at_once: 100,
+    quirks: &[Quirk::TakesAnyKey],
     authenticates: true,
 };
 pub const MOTO: Row = Row {
@@ -24,6 +25,7 @@ pub const MOTO: Row = Row {
     not_offered: "it takes disabled and deleted keys, and every signature",
     binds: true,
     at_once: 100,
+    quirks: &[Quirk::DeniesChanged],
     authenticates: true,
 };
 /// Of nobody: the peers take any.

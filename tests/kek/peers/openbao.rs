@@ -17,6 +17,7 @@ pub const ROW: Row = Row {
     not_offered: "",
     binds: true,
     at_once: 100,
+    quirks: &[],
     authenticates: true,
 };
 

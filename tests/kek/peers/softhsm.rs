@@ -10,11 +10,13 @@ use crate::peer::{Act, Peer, Row};
 
 pub const AES: Row = Row {
     name: "softhsm-aes",
-    offers: &[Act::Delete, Act::Revoke, Act::Restore],
-    not_offered: "a token has no switch for a key, what is destroyed is gone, and its tools make no \
-                  key with the date that tells versions apart (`tests/hsm` does)",
+    offers: &[Act::Delete],
+    not_offered: "a token has no switch for a key, what is destroyed is gone, a login lasts as long as \
+                  the process, and no tool makes a key with the date that tells versions apart \
+                  (`tests/hsm` does)",
     binds: true,
     at_once: 100,
+    quirks: &[],
     authenticates: true,
 };
 pub const RSA: Row = Row { name: "softhsm-rsa", binds: false, ..AES };
@@ -111,8 +113,6 @@ impl Peer for SoftHsm {
     fn act(&self, act: Act) {
         match act {
             Act::Delete => self.destroy("one"),
-            Act::Revoke => drop(write_private(&self.scratch.join("pin"), "999999-wrong")),
-            Act::Restore => drop(write_private(&self.scratch.join("pin"), PIN)),
             _ => unreachable!("the row does not offer it"),
         }
     }
