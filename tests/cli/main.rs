@@ -191,7 +191,8 @@ fn without_ids(line: &str) -> String {
         let word = line[at..].split(|c| !is_word(c)).next().unwrap_or_default();
         let inside = line[..at].rsplit(|c| !is_word(c)).next().unwrap_or_default();
         let whole = format!("{inside}{word}");
-        match whole.len() == 32 && whole.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        let inside = is_word(character);
+        match inside && whole.len() == 32 && whole.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             true if begins => kept.push_str("..."),
             true => {}
             false => kept.push(character),
