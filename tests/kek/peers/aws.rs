@@ -17,12 +17,13 @@ pub const MINISTACK: Row = Row {
     binds: true,
     at_once: 100,
     quirks: &[Quirk::TakesAnyKey],
-    authenticates: true,
+    authenticates: false,
 };
 pub const MOTO: Row = Row {
     name: "moto",
-    offers: &[Act::Rotate],
-    not_offered: "it takes disabled and deleted keys, and every signature",
+    offers: &[],
+    not_offered: "it takes disabled and deleted keys and every signature, and names no key material, \
+                  so that versions look alike",
     binds: true,
     at_once: 100,
     quirks: &[Quirk::DeniesChanged],
