@@ -19,6 +19,8 @@ pub enum Defect {
     ForgetDelta,
     /// `atrest.json` is replaced though no superblock names the new one.
     NoAnnouncement,
+    /// Only one superblock names the new `atrest.json` before it is replaced.
+    AnnounceOnce,
     /// After a failed sync, work goes on.
     NoPoison,
     /// The superblock still names the log's old start.

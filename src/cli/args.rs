@@ -21,8 +21,8 @@ pub struct Cli {
 pub enum Command {
     /// Make a volume
     #[command(after_help = "Examples:\n  atrest init /srv/vault\n  \
-        atrest init /srv/vault --kek passphrase:\n  \
-        atrest init /srv/vault --kek local:web")]
+        atrest init /srv/vault --kek local:web --kek passphrase:\n  \
+        atrest init /srv/vault --kek azure:https://NAME.vault.azure.net/keys/KEY")]
     Init(InitArgs),
     /// Mount a volume
     #[command(after_help = "Examples:\n  atrest mount /srv/vault /mnt/clear\n  \
@@ -51,6 +51,9 @@ pub enum Command {
     /// Manage the keys of a volume
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Try a key-encryption key before a volume depends on it
+    #[command(subcommand)]
+    Kek(KekCommand),
     /// Make, serve and manage a key vault of your own
     #[command(subcommand)]
     Vault(VaultCommand),
@@ -58,19 +61,27 @@ pub enum Command {
 
 /// Where keys come from.
 #[derive(Args, Clone, Debug, Default)]
-pub struct KeyArgs {
+pub struct KeySourceArgs {
     /// Allow this key-encryption key; a URI, or a prefix that ends in ":" or "/"
     #[arg(long = "allow-kek", value_name = "URI")]
     pub allow: Vec<String>,
     /// Read the passphrase from the first line of this file
     #[arg(long, value_name = "FILE")]
     pub passphrase_file: Option<PathBuf>,
-    /// Open with this key slot only
-    #[arg(long, value_name = "NUMBER")]
-    pub slot: Option<u32>,
     /// Directory of local keys, instead of the default one
     #[arg(long, value_name = "DIRECTORY")]
     pub key_store: Option<PathBuf>,
+}
+
+/// Where keys come from, and which slot opens the volume.
+#[derive(Args, Clone, Debug, Default)]
+pub struct KeyArgs {
+    /// Open with this key slot only
+    #[arg(long, value_name = "NUMBER")]
+    pub slot: Option<u32>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub source: KeySourceArgs,
 }
 
 /// Cipher of a volume's contents.
@@ -89,15 +100,16 @@ pub enum CipherName {
 pub struct InitArgs {
     /// Directory of the new volume; made if missing, else it must be empty
     pub volume: PathBuf,
-    /// Key-encryption key: passphrase:, local:NAME, or the URI of a key service
+    /// Key-encryption key: passphrase:, local:NAME, or the URI of a key service. Given again: one
+    /// more key slot, tried after those before
     #[arg(long, value_name = "URI", default_value = "local:")]
-    pub kek: String,
+    pub kek: Vec<String>,
     /// Cipher of the contents
     #[arg(long, value_enum, default_value = "aes-256-gcm")]
     pub cipher: CipherName,
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub keys: KeyArgs,
+    pub keys: KeySourceArgs,
 }
 
 /// `atrest mount`
@@ -203,11 +215,12 @@ pub enum KeyCommand {
     /// Remove a key slot
     #[command(after_help = "Example:\n  atrest key remove /srv/vault 2")]
     Remove(KeyRemoveArgs),
-    /// Wrap the volume key under newer key-encryption keys, or a new passphrase
+    /// Wrap the volume key under newer or other key-encryption keys, or a new passphrase
     #[command(after_help = "Examples:\n  atrest key rotate /srv/vault\n  \
-        atrest key rotate /srv/vault --rotate-slot 1 --new-passphrase-file FILE")]
+        atrest key rotate /srv/vault --slot 1 --to azure:https://NAME.vault.azure.net/keys/KEY\n  \
+        atrest key rotate /srv/vault --slot 2 --new-passphrase-file FILE")]
     Rotate(KeyRotateArgs),
-    /// Try every key slot
+    /// Try every key slot: does it unwrap, can it be wrapped again, is its key in good condition
     Verify(KeyVerifyArgs),
 }
 
@@ -255,8 +268,14 @@ pub struct KeyRotateArgs {
     /// Directory of the volume
     pub volume: PathBuf,
     /// Rotate this slot only, and always
+    #[arg(long, visible_alias = "rotate-slot", value_name = "NUMBER")]
+    pub slot: Option<u32>,
+    /// Wrap the slot under this key-encryption key instead of its own
+    #[arg(long, value_name = "URI", requires = "slot", conflicts_with = "new_version")]
+    pub to: Option<String>,
+    /// Open the volume with this key slot only
     #[arg(long, value_name = "NUMBER")]
-    pub rotate_slot: Option<u32>,
+    pub open_slot: Option<u32>,
     /// Make a new version of each key first
     #[arg(long)]
     pub new_version: bool,
@@ -265,7 +284,7 @@ pub struct KeyRotateArgs {
     pub new_passphrase_file: Option<PathBuf>,
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub keys: KeyArgs,
+    pub keys: KeySourceArgs,
 }
 
 /// `atrest key verify`
@@ -273,9 +292,34 @@ pub struct KeyRotateArgs {
 pub struct KeyVerifyArgs {
     /// Directory of the volume
     pub volume: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub keys: KeyArgs,
+}
+
+/// `atrest kek`
+#[derive(Debug, Subcommand)]
+pub enum KekCommand {
+    /// Resolve, connect, authenticate, wrap and unwrap, and say what is missing
+    #[command(after_help = "Example:\n  \
+        atrest kek check azure:https://NAME.vault.azure.net/keys/KEY")]
+    Check(KekCheckArgs),
+}
+
+/// `atrest kek check`
+#[derive(Args, Debug)]
+pub struct KekCheckArgs {
+    /// The key-encryption key
+    pub uri: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub keys: KeySourceArgs,
 }
 
 /// The arguments as `atrest` would be given them, if the program was started by mount(8) or

@@ -37,6 +37,12 @@ pub enum Exit {
     SlotLast = 25,
     /// There are as many key slots as can be.
     SlotsFull = 26,
+    /// The key service does not know who asks, or the credential could not be had.
+    KeyUnauthenticated = 27,
+    /// The key service calls the request malformed: a key of another kind, a slot that was changed.
+    KeyRefused = 28,
+    /// `key verify`, `key rotate`: the volume opens, and a key slot does not do what it must.
+    SlotBad = 29,
 
     /// The mount point does not exist.
     MountpointMissing = 30,

@@ -8,7 +8,7 @@ use std::path::Path;
 use super::exit::Exit;
 use crate::daemon::{self, MountError};
 use crate::format::config::ConfigError;
-use crate::key::{KekError, KekErrorKind, KeyError};
+use crate::key::{KekError, KekErrorKind, KeyError, SlotFailure};
 use crate::storage::LockError;
 
 /// Why a command failed, as it is printed.
@@ -75,16 +75,17 @@ impl Failure {
                 Self::new(Exit::VersionUnsupported, format!("{place}: unknown cipher {name:?}"))
             }
             KeyError::NoSlot(failures) => {
-                let first_exits = failures.iter().map(|failure| kek_exit(&failure.error));
-                // Of several reasons the one that the user can do most about: the largest number
-                // but for a wrong passphrase, which says least.
-                let exit = first_exits.max().unwrap_or(Exit::NoSlotOpens);
-                let mut failure = Self::new(exit, format!("no key slot opens {place}"));
-                for tried in failures {
-                    let line = format!("slot {}: {}", tried.slot, kek_text(&tried.error));
-                    failure = failure.hint(line);
-                }
+                let message = format!("no key slot opens {place}");
+                Self::slots(Self::new(exit_of_slots(failures), message), failures)
+            }
+            KeyError::Denied { failures, untried } => {
+                let denied = failures.last().map_or(0, |failure| failure.slot);
+                let message = format!("the key of slot {denied} of {place} was taken away");
+                let failure = Self::slots(Self::new(Exit::KeyDenied, message), failures);
+                let untried: Vec<_> = untried.iter().map(|id| format!("--slot {id}")).collect();
                 failure
+                    .hint("No other slot stands in for a key that was taken away. To use one:")
+                    .hint(format!("  {}", untried.join(" or ")))
             }
             KeyError::NoSuchSlot(id) => {
                 Self::new(Exit::SlotMissing, format!("{place} has no key slot {id}"))
@@ -98,8 +99,26 @@ impl Failure {
             KeyError::SlotsFull => {
                 Self::new(Exit::SlotsFull, format!("{place} has as many key slots as can be"))
             }
-            KeyError::Kek(error) => Self::new(kek_exit(error), kek_text(error)),
+            KeyError::CannotUnwrap(error) => {
+                let message = format!("the key wraps but does not unwrap: {}", kek_text(error));
+                let failure = Self::new(kek_exit(error), message)
+                    .hint("Nothing could be read again; nothing was changed.");
+                advice(error).into_iter().fold(failure, Self::hint)
+            }
+            KeyError::Kek(error) => {
+                let failure = Self::new(kek_exit(error), kek_text(error));
+                advice(error).into_iter().fold(failure, Self::hint)
+            }
         }
+    }
+
+    /// A line for each slot that did not open, and what to do about it.
+    fn slots(failure: Self, failures: &[SlotFailure]) -> Self {
+        failures.iter().fold(failure, |failure, SlotFailure { slot, error }| {
+            let failure = failure.hint(format!("slot {slot}: {}", kek_text(error)));
+            let lines = advice(error).into_iter().map(|line| format!("  {line}"));
+            lines.fold(failure, Self::hint)
+        })
     }
 
     /// A volume that somebody else has.
@@ -172,18 +191,74 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn kek_exit(error: &KekError) -> Exit {
+/// The exit code for a KEK that failed.
+pub fn kek_exit(error: &KekError) -> Exit {
     match error.kind() {
         KekErrorKind::Denied { .. } | KekErrorKind::Disabled | KekErrorKind::Gone { .. } => {
             Exit::KeyDenied
         }
-        KekErrorKind::Throttled { .. }
-        | KekErrorKind::Unreachable { .. }
-        | KekErrorKind::AuthenticationFailed { .. }
-        | KekErrorKind::BadRequest { .. } => Exit::KeyUnreachable,
+        KekErrorKind::Throttled { .. } | KekErrorKind::Unreachable { .. } => Exit::KeyUnreachable,
+        KekErrorKind::AuthenticationFailed { .. } => Exit::KeyUnauthenticated,
+        KekErrorKind::BadRequest { .. } => Exit::KeyRefused,
         KekErrorKind::Integrity => Exit::NoSlotOpens,
         KekErrorKind::Configuration { .. } => Exit::KeyNotConfigured,
     }
+}
+
+/// Of several reasons the one that was decided by somebody, else the one that the user can do most
+/// about; a wrong passphrase says least.
+fn exit_of_slots(failures: &[SlotFailure]) -> Exit {
+    let order = [
+        Exit::KeyDenied,
+        Exit::KeyNotConfigured,
+        Exit::KeyUnauthenticated,
+        Exit::KeyUnreachable,
+        Exit::KeyRefused,
+    ];
+    let met = |exit: &Exit| failures.iter().any(|failure| kek_exit(&failure.error) == *exit);
+    order.into_iter().find(met).unwrap_or(Exit::NoSlotOpens)
+}
+
+/// What to do about a KEK that failed, a line each; nothing where its own words say it.
+pub fn advice(error: &KekError) -> Vec<String> {
+    let kind = error.provider().split(':').next().unwrap_or_default();
+    let is_service = matches!(kind, "azure" | "transit" | "aws");
+    let text = match error.kind() {
+        KekErrorKind::Denied { .. } => match kind {
+            "azure" => {
+                "Grant the identity the role \"Key Vault Crypto Service Encryption User\" on the \
+                 key, or get, wrapKey and unwrapKey in an access policy. It may take minutes."
+            }
+            "transit" => {
+                "Give it a policy with the capability update on transit/encrypt/KEY and \
+                 transit/decrypt/KEY, and read on transit/keys/KEY."
+            }
+            "aws" => {
+                "Allow kms:Encrypt, kms:Decrypt and kms:DescribeKey on the key, in a policy of the \
+                 identity or of the key."
+            }
+            _ => return Vec::new(),
+        },
+        KekErrorKind::Disabled => "Enable the version of the key where it lives.",
+        KekErrorKind::Gone { recoverable: true } => {
+            "Recover the deleted key where it lives, before its retention ends."
+        }
+        KekErrorKind::Gone { recoverable: false } => {
+            "Restore the key from a backup of where it lives. Is the name right?"
+        }
+        KekErrorKind::Unreachable { .. } | KekErrorKind::AuthenticationFailed { .. }
+            if is_service =>
+        {
+            return vec![format!("To see which step fails: atrest kek check {}", error.provider())];
+        }
+        KekErrorKind::Throttled { .. }
+        | KekErrorKind::Unreachable { .. }
+        | KekErrorKind::AuthenticationFailed { .. }
+        | KekErrorKind::BadRequest { .. }
+        | KekErrorKind::Integrity
+        | KekErrorKind::Configuration { .. } => return Vec::new(),
+    };
+    vec![text.to_owned()]
 }
 
 /// An error of a provider with its causes, unless its own words are theirs already.
@@ -213,6 +288,10 @@ mod tests {
         assert_eq!(exit(KekErrorKind::Integrity), Exit::NoSlotOpens);
         assert_eq!(exit(KekErrorKind::Disabled), Exit::KeyDenied);
         assert_eq!(exit(KekErrorKind::Throttled { retry_after: None }), Exit::KeyUnreachable);
+        let reason = String::new();
+        let refused = KekErrorKind::AuthenticationFailed { reason: reason.clone() };
+        assert_eq!(exit(refused), Exit::KeyUnauthenticated);
+        assert_eq!(exit(KekErrorKind::BadRequest { reason }), Exit::KeyRefused);
     }
 
     /// Each system error that users meet has its code.

@@ -2,14 +2,17 @@
 
 use std::path::Path;
 
+use serde_json::{Map, Value, json};
+
 use super::args::{
-    KeyAddArgs, KeyArgs, KeyCommand, KeyListArgs, KeyRemoveArgs, KeyRotateArgs, KeyVerifyArgs,
+    KeyAddArgs, KeyArgs, KeyCommand, KeyListArgs, KeyRemoveArgs, KeyRotateArgs, KeySourceArgs,
+    KeyVerifyArgs,
 };
 use super::exit::Exit;
-use super::hint::{Failure, kek_text};
-use super::{open, place, status};
+use super::hint::{Failure, advice, kek_text};
+use super::{kek, open, place, status};
 use crate::key::{
-    Authorization, KeyError, Opened, ProviderOptions, Providers, SlotReport, VolumeKeys,
+    Authorization, KeyError, Opened, ProviderOptions, Providers, Rotation, SlotCheck, VolumeKeys,
     provider_from_uri,
 };
 
@@ -34,12 +37,21 @@ pub fn provider_options(arguments: &KeyArgs) -> ProviderOptions {
 
 /// The same, with more keys allowed than the arguments say.
 pub fn provider_options_with(arguments: &KeyArgs, allow: &[&str]) -> ProviderOptions {
+    source_options(&arguments.source, arguments.slot, allow)
+}
+
+/// The same, of commands that do not open a volume, or have their own word for the slot that does.
+pub fn source_options(
+    arguments: &KeySourceArgs,
+    slot: Option<u32>,
+    allow: &[&str],
+) -> ProviderOptions {
     let patterns = arguments.allow.iter().map(String::as_str).chain(allow.iter().copied());
     ProviderOptions {
         authorization: patterns.fold(Authorization::default(), Authorization::allow),
         providers: Providers::of_this_host(),
         passphrase_file: arguments.passphrase_file.clone(),
-        slot: arguments.slot,
+        slot,
         interactive: true,
         key_store: arguments.key_store.clone(),
         ..ProviderOptions::default()
@@ -49,7 +61,7 @@ pub fn provider_options_with(arguments: &KeyArgs, allow: &[&str]) -> ProviderOpt
 fn list(arguments: &KeyListArgs) -> Result<(), Failure> {
     let volume = place::volume(&arguments.volume)?;
     let config = place::config(&volume)?;
-    let mut table = serde_json::Map::new();
+    let mut table = Map::new();
     table.insert("slots".to_owned(), status::slots(config.claims()));
     status::print(&table, arguments.json);
     Ok(())
@@ -69,6 +81,7 @@ fn add(arguments: &KeyAddArgs) -> Result<(), Failure> {
     let provider =
         provider_from_uri(&arguments.kek, &new).map_err(|error| failed(KeyError::Kek(error)))?;
     let (config, slot) = opened.keys.add_slot(&opened.config, &*provider).map_err(failed)?;
+    kek::warn(&*provider);
     open::replace_config(&volume, opened, &config)?;
     println!("added slot {slot}: {}", arguments.kek);
     Ok(())
@@ -87,54 +100,137 @@ fn remove(arguments: &KeyRemoveArgs) -> Result<(), Failure> {
 
 fn rotate(arguments: &KeyRotateArgs) -> Result<(), Failure> {
     let volume = place::volume(&arguments.volume)?;
-    let mut options = provider_options(&arguments.keys);
+    let to: Vec<&str> = arguments.to.iter().map(String::as_str).collect();
+    let options = source_options(&arguments.keys, arguments.open_slot, &to);
     let opened = unlock(&volume, &options)?;
-    options.new_passphrase_file.clone_from(&arguments.new_passphrase_file);
+    let options = ProviderOptions {
+        new_passphrase_file: arguments.new_passphrase_file.clone(),
+        create_local_key: arguments.to.is_some(),
+        ..options
+    };
     let failed = |error| Failure::key(&volume, &error);
-    if let Some(id) = arguments.rotate_slot {
+    if let Some(id) = arguments.slot {
         let slot = opened.config.slot(id).ok_or_else(|| failed(KeyError::NoSuchSlot(id)))?;
-        let provider = provider_from_uri(&slot.provider, &options)
-            .map_err(|error| failed(KeyError::Kek(error)))?;
+        let uri = arguments.to.as_ref().unwrap_or(&slot.provider).clone();
+        let provider =
+            provider_from_uri(&uri, &options).map_err(|error| failed(KeyError::Kek(error)))?;
         let config = opened
             .keys
             .rotate_slot(&opened.config, id, &*provider, arguments.new_version)
             .map_err(failed)?;
+        kek::warn(&*provider);
         open::replace_config(&volume, opened, &config)?;
-        println!("rotated slot {id}");
+        let version = config.slot(id).map_or("", |slot| &slot.kek.key_version);
+        println!("rotated slot {id}: {uri}, version {version}");
         return Ok(());
     }
-    let (config, reports) = opened
+    let (config, rotations) = opened
         .keys
         .rotate_slots(&opened.config, &options, arguments.new_version)
         .map_err(failed)?;
     if let Some(config) = &config {
         open::replace_config(&volume, opened, config)?;
     }
-    report(&volume, &reports)
+    report_rotations(&volume, &rotations)
+}
+
+/// Prints a line for each slot; fails if one failed.
+fn report_rotations(volume: &Path, rotations: &[Rotation]) -> Result<(), Failure> {
+    let mut failed = Vec::new();
+    for Rotation { slot, provider, result } in rotations {
+        match result {
+            Ok(Some(version)) => println!("slot {slot}: {provider}: rotated to {version}"),
+            Ok(None) => println!("slot {slot}: {provider}: nothing newer"),
+            Err(error) => failed.push((*slot, error)),
+        }
+    }
+    slots_failed(volume, &failed, rotations.len(), "could not be rotated, and are as they were")
 }
 
 fn verify(arguments: &KeyVerifyArgs) -> Result<(), Failure> {
     let volume = place::volume(&arguments.volume)?;
     let options = provider_options(&arguments.keys);
     let opened = unlock(&volume, &options)?;
-    report(&volume, &opened.keys.verify(&opened.config, &options))
+    let checks = opened
+        .keys
+        .check_slots(&opened.config, &options, None)
+        .map_err(|error| Failure::key(&volume, &error))?;
+    if arguments.json {
+        let slots: Value = checks.iter().map(check_json).collect();
+        println!("{:#}", json!({ "volume": volume.to_string_lossy(), "slots": slots }));
+    } else {
+        checks.iter().for_each(print_check);
+    }
+    let errors = checks.iter().filter_map(|check| {
+        let wraps = check.wraps.as_ref().and_then(|wraps| wraps.as_ref().err());
+        check.unwraps.as_ref().err().or(wraps).map(|error| (check.slot, error))
+    });
+    slots_failed(&volume, &errors.collect::<Vec<_>>(), checks.len(), "failed")
 }
 
-/// Prints a line for each slot; fails if one failed.
-fn report(volume: &Path, reports: &[SlotReport]) -> Result<(), Failure> {
-    let mut failed = Vec::new();
-    for report in reports {
-        match &report.result {
-            Ok(()) => println!("slot {}: {}: ok", report.slot, report.provider),
-            Err(error) => failed.push(format!("slot {}: {}", report.slot, kek_text(error))),
-        }
-    }
+/// `Ok` if none failed.
+fn slots_failed(
+    volume: &Path,
+    failed: &[(u32, &crate::key::KekError)],
+    of: usize,
+    how: &str,
+) -> Result<(), Failure> {
     if failed.is_empty() {
         return Ok(());
     }
-    let message =
-        format!("{} of {} key slots of {} failed", failed.len(), reports.len(), volume.display());
-    Err(failed.into_iter().fold(Failure::new(Exit::NoSlotOpens, message), Failure::hint))
+    let message = format!("{} of {of} key slots of {} {how}", failed.len(), volume.display());
+    let mut failure = Failure::new(Exit::SlotBad, message);
+    for (slot, error) in failed {
+        failure = failure.hint(format!("slot {slot}: {}", kek_text(error)));
+        failure = advice(error).into_iter().fold(failure, Failure::hint);
+    }
+    Err(failure)
+}
+
+/// What the check found, in words behind the slot.
+fn print_check(check: &SlotCheck) {
+    let SlotCheck { slot, provider, .. } = check;
+    let mut words = vec![match &check.unwraps {
+        Ok(()) => "unwraps".to_owned(),
+        Err(_) => "does not unwrap".to_owned(),
+    }];
+    match &check.wraps {
+        Some(Ok(())) => words.push("wraps".to_owned()),
+        Some(Err(_)) => words.push("does not wrap".to_owned()),
+        None => {}
+    }
+    if let Some(Ok(health)) = &check.health {
+        words.extend(kek::health_words(health));
+    }
+    if let Some(version) = &check.newer_version {
+        words.push(format!("there is a newer version, {version}: atrest key rotate"));
+    }
+    println!("slot {slot}: {provider}: {}", words.join(", "));
+    if let Some(health) = &check.health {
+        let warnings = kek::warnings(provider, health);
+        warnings.iter().for_each(|warning| eprintln!("warning: slot {slot}: {warning}"));
+    }
+}
+
+fn check_json(check: &SlotCheck) -> Value {
+    let outcome = |result: &Result<(), _>| match result {
+        Ok(()) => json!({ "ok": true }),
+        Err(error) => json!({ "ok": false, "error": kek_text(error), "advice": advice(error) }),
+    };
+    let health = check.health.as_ref();
+    json!({
+        "slot": check.slot,
+        "provider": check.provider,
+        "key": check.kek.key_id,
+        "key_version": check.kek.key_version,
+        "algorithm": check.kek.algorithm,
+        "ok": check.is_good(),
+        "unwrap": outcome(&check.unwraps),
+        "wrap": check.wraps.as_ref().map(outcome),
+        "newer_version": check.newer_version,
+        "health": health.map(kek::health_json),
+        "warnings": health.map_or_else(Vec::new, |health| kek::warnings(&check.provider, health)),
+    })
 }
 
 /// Unwraps the volume's keys.

@@ -4,7 +4,9 @@ pub mod args;
 pub mod exit;
 mod fsck;
 pub mod hint;
+mod init;
 mod inspect;
+mod kek;
 mod keys;
 mod mount;
 mod open;
@@ -39,12 +41,13 @@ pub fn run() -> ExitCode {
 fn execute(command: &Command) -> Result<u8, Failure> {
     match command {
         Command::Mount(arguments) => return mount::run(arguments),
-        Command::Init(arguments) => open::create(arguments)?,
+        Command::Init(arguments) => init::run(arguments)?,
         Command::Umount(arguments) => umount::run(arguments)?,
         Command::Status(arguments) => status::run(arguments)?,
         Command::Inspect(arguments) => inspect::run(arguments)?,
         Command::Fsck(arguments) => return fsck::run(arguments),
         Command::Key(command) => keys::run(command)?,
+        Command::Kek(command) => kek::run(command)?,
         Command::Vault(command) => vault::run(command)?,
     }
     Ok(0)

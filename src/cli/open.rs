@@ -2,25 +2,24 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use super::args::{CipherName, InitArgs};
 use super::exit::Exit;
 use super::hint::{Failure, chain};
-use super::keys;
-use crate::crypto::{Cipher, random};
+use super::{keys, place, status};
 use crate::daemon::{self, VolumeControl, paths};
 use crate::format::VolumeId;
 use crate::format::config::Config;
 use crate::fs::Tree;
-use crate::fs::volume::{VolumeTree, make_root, recover};
+use crate::fs::volume::{VolumeTree, recover};
 use crate::key::pin::{Freshness, Pin, PinStore, check as check_pin};
-use crate::key::{KeyError, Opened, ProviderOptions, VolumeKeys, provider_from_uri};
+use crate::key::{Opened, ProviderOptions, VolumeKeys};
 use crate::storage::{LockError, LockInfo, OsStorage, Storage, VolumeLock};
-use crate::volume::{OpenError, OpenOptions, Volume, log_bytes_for};
+use crate::volume::{OpenError, OpenOptions, Volume};
 
 /// Bytes of a page, in which the volume counts its space.
 const PAGE_BYTES: u64 = crate::format::PAGE_BYTES as u64;
@@ -99,8 +98,14 @@ fn open_with(
         PinStore::of_this_user().map_err(|error| Failure::new(Exit::Other, chain(&error)))?;
     let generation = config.data().generation;
     check_freshness(path, &pins, &keys, volume_id, report.sequence, generation, how)?;
-    let control =
-        Control { volume: volume.clone(), keys, pins, generation: generation.into(), _lock: lock };
+    let control = Control {
+        volume: volume.clone(),
+        keys,
+        pins,
+        slot,
+        config: Mutex::new(config),
+        _lock: lock,
+    };
     Ok(OpenVolume {
         tree: Arc::new(VolumeTree::new(volume).discard_when_forgotten()),
         control: Arc::new(control),
@@ -195,7 +200,8 @@ fn without_data(path: &Path, error: &std::io::Error) -> Failure {
     Failure::new(Exit::VolumeDamaged, message).hint("Restore it from a backup.")
 }
 
-fn refused(path: &Path, error: &OpenError) -> Failure {
+/// A volume that does not open though its keys are there.
+pub fn refused(path: &Path, error: &OpenError) -> Failure {
     let place = path.display();
     match error {
         OpenError::ConfigReplaced => Failure::new(Exit::ConfigForged, format!("{place}: {error}"))
@@ -213,7 +219,11 @@ pub struct Control {
     volume: Arc<Volume>,
     keys: Arc<VolumeKeys>,
     pins: PinStore,
-    generation: AtomicU64,
+    /// Number of the key slot that opened the volume.
+    slot: u32,
+    /// The newest configuration; held while it is replaced, so that of two that are made from the
+    /// same one the second is refused.
+    config: Mutex<Config>,
     /// Released when everything else is gone.
     _lock: VolumeLock,
 }
@@ -241,9 +251,17 @@ impl Control {
             // After an unmount in order both superblocks hold the same state: if the newer one is
             // lost, the other is no older.
             sequence: superblock.sequence - u64::from(superblock.clean),
-            generation: self.generation.load(Ordering::Relaxed),
+            generation: self.config.lock().data().generation,
         };
         self.pins.store(self.volume.volume_id(), &pin).map_err(|error| chain(&error))
+    }
+}
+
+/// The key slot that opened the volume, as it is now: it may have been wrapped again since.
+fn key_in_use(config: &Config, slot: u32) -> Value {
+    match config.slot(slot) {
+        Some(slot) => status::slot(slot),
+        None => json!({ "slot": slot, "removed": true }),
     }
 }
 
@@ -255,6 +273,8 @@ impl VolumeControl for Control {
         json!({
             "state": "unlocked",
             "cipher": self.volume.cipher().name(),
+            "generation": self.config.lock().data().generation,
+            "key_in_use": key_in_use(&self.config.lock(), self.slot),
             "epoch": self.keys.current_epoch(),
             "sequence": self.volume.epochs().superblock().sequence,
             "used_bytes": used * PAGE_BYTES,
@@ -275,13 +295,19 @@ impl VolumeControl for Control {
 
     fn replace_config(&self, bytes: &[u8]) -> Result<(), String> {
         let config = self.keys.verify_config(bytes).map_err(|error| chain(&error))?;
-        let generation = self.generation.load(Ordering::Relaxed);
-        let newer = config.data().generation;
-        if newer <= generation {
-            return Err(format!("it is not newer than generation {generation}"));
+        let mut newest = self.config.lock();
+        let generation = newest.data().generation;
+        if config.data().generation <= generation {
+            return Err(format!(
+                "the volume's keys were changed meanwhile (generation {generation}): run it again"
+            ));
         }
         self.volume.replace_config(config.bytes()).map_err(|error| chain(&error))?;
-        self.generation.store(newer, Ordering::Relaxed);
+        if config.slot(self.slot).is_none() {
+            log::warn!("key slot {}, which opened the volume, is removed", self.slot);
+        }
+        log::info!("the volume's keys were changed: generation {}", config.data().generation);
+        *newest = config;
         Ok(())
     }
 
@@ -299,6 +325,10 @@ pub fn replace_config(path: &Path, opened: Opened, config: &Config) -> Result<()
     let how = How { command: "key", mountpoint: None, read_only: false, allow_rollback: false };
     match VolumeLock::acquire(path, &LockInfo::of_this_process(how.command, None)) {
         Ok(lock) => {
+            if place::config_bytes(path)? != opened.config.bytes() {
+                let message = format!("{}: its keys were changed meanwhile", path.display());
+                return Err(Failure::new(Exit::VolumeLocked, message).hint("Run it again."));
+            }
             let open = open_with(path, opened, lock, how)?;
             let replaced = open.control.replace_config(config.bytes());
             let closed = open.control.close();
@@ -318,69 +348,4 @@ fn replace_by_daemon(config: &Config) -> std::io::Result<()> {
     let request = json!({ "op": "replace-config", "config": text });
     let socket = paths::control_socket(&config.data().volume_id.to_string())?;
     daemon::ask(&socket, &request, DAEMON_PATIENCE).map(drop)
-}
-
-/// Makes a volume.
-///
-/// # Errors
-/// Everything that keeps it from being made.
-pub fn create(arguments: &InitArgs) -> Result<(), Failure> {
-    let path = &arguments.volume;
-    let options = ProviderOptions {
-        create_local_key: true,
-        ..keys::provider_options_with(&arguments.keys, &[&arguments.kek])
-    };
-    let cipher = match arguments.cipher {
-        CipherName::Gcm => Cipher::Aes256Gcm,
-        CipherName::Xts => Cipher::Aes256Xts,
-    };
-    let mut id = [0; 16];
-    random::fill(&mut id);
-    let volume_id = VolumeId(id);
-    let failed = |error| Failure::key(path, &error);
-    let provider = provider_from_uri(&arguments.kek, &options)
-        .map_err(|error| failed(KeyError::Kek(error)))?;
-    let (config, keys) = VolumeKeys::create(volume_id, cipher, &*provider).map_err(failed)?;
-    let made = OsStorage::create(path).and_then(|storage| {
-        let log_bytes = log_bytes_for(storage.capacity()?.total_bytes);
-        Volume::create(&storage, &keys, volume_id, config.bytes(), log_bytes)?;
-        Ok(storage)
-    });
-    let storage = made.map_err(|error| match error.kind() {
-        std::io::ErrorKind::DirectoryNotEmpty => {
-            let message = format!("{} is not empty", path.display());
-            Failure::new(Exit::VolumeNotEmpty, message)
-                .hint("A volume needs a directory of its own.")
-        }
-        std::io::ErrorKind::ReadOnlyFilesystem => {
-            let message = format!("cannot make a volume in {}: {error}", path.display());
-            Failure::new(Exit::ReadOnly, message)
-        }
-        _ => Failure::io("make a volume in", path, &error),
-    })?;
-    let keys = Arc::new(keys);
-    let options = OpenOptions::default();
-    let opened = Volume::open(Arc::new(storage), keys, volume_id, cipher, config.bytes(), &options);
-    let (volume, _) = opened.map_err(|error| refused(path, &error))?;
-    let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-    make_root(&volume, uid, gid, 0o755)
-        .map_err(|error| unfinished(path, Exit::Other, &error, error.errno() == libc::ENOSPC))?;
-    volume.close().map_err(|error| {
-        let full = matches!(error, crate::volume::Error::NoSpace);
-        unfinished(path, Exit::NotDurable, &error, full)
-    })?;
-    println!("made volume {volume_id} in {}", path.display());
-    println!(
-        "Slot 1: {}. Without a key slot that opens, nothing can be read again.",
-        arguments.kek
-    );
-    Ok(())
-}
-
-/// A volume that could be begun only.
-fn unfinished(path: &Path, exit: Exit, error: &dyn std::error::Error, full: bool) -> Failure {
-    let exit = if full { Exit::NoSpace } else { exit };
-    let place = path.display();
-    Failure::new(exit, format!("cannot make a volume in {place}: {}", chain(error)))
-        .hint(format!("What there is of it is of no use. To remove it: rm -r {place}"))
 }

@@ -98,9 +98,9 @@ impl Parsed {
                 Ok(slot) => self.keys.slot = Some(slot),
                 Err(_) => return false,
             },
-            "passphrase-file" => self.keys.passphrase_file = Some(value.into()),
-            "key-store" => self.keys.key_store = Some(value.into()),
-            "allow-kek" => self.keys.allow.push(value.to_owned()),
+            "passphrase-file" => self.keys.source.passphrase_file = Some(value.into()),
+            "key-store" => self.keys.source.key_store = Some(value.into()),
+            "allow-kek" => self.keys.source.allow.push(value.to_owned()),
             "log" => self.log = Some(value.into()),
             name => return name == "comment" || name.starts_with("x-"),
         }
@@ -137,7 +137,7 @@ mod tests {
         assert!(!parsed_ok.mount.exec);
         assert_eq!(parsed_ok.mount.allow_other, AllowOther::Yes);
         assert_eq!(parsed_ok.keys.slot, Some(2));
-        assert_eq!(parsed_ok.keys.allow, ["akv:x/"]);
+        assert_eq!(parsed_ok.keys.source.allow, ["akv:x/"]);
         for bad in ["threads=0", "threads=65", "threads=x", "slot=-1", "mystery", "a=b"] {
             assert_eq!(parsed(bad).unwrap_err().exit, Exit::Usage, "{bad}");
         }

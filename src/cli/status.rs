@@ -9,7 +9,7 @@ use super::args::StatusArgs;
 use super::hint::Failure;
 use super::place;
 use crate::daemon::{self, paths};
-use crate::format::config::ConfigData;
+use crate::format::config::{ConfigData, KeySlot};
 use crate::storage::{Holder, VolumeLock};
 
 /// How long a daemon may take to say how it is.
@@ -79,17 +79,20 @@ fn of_config(volume: &Path) -> Result<Map<String, Value>, Failure> {
     Ok(status)
 }
 
-/// Key slots: number, provider and key.
+/// All key slots.
 pub fn slots(claims: &ConfigData) -> Value {
-    let slots = claims.slots.iter().map(|slot| {
-        json!({
-            "slot": slot.id,
-            "provider": slot.provider,
-            "key": slot.kek.key_id,
-            "key_version": slot.kek.key_version,
-        })
-    });
-    slots.collect()
+    claims.slots.iter().map(slot).collect()
+}
+
+/// A key slot: number, provider, key and version.
+pub fn slot(slot: &KeySlot) -> Value {
+    json!({
+        "slot": slot.id,
+        "provider": slot.provider,
+        "key": slot.kek.key_id,
+        "key_version": slot.kek.key_version,
+        "algorithm": slot.kek.algorithm,
+    })
 }
 
 fn of_holder(volume: &Path, status: &mut Map<String, Value>) {

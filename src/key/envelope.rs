@@ -14,6 +14,8 @@
 //!
 //! Every change returns a new [`Config`]; it counts once the caller has made its bytes durable.
 
+pub(super) mod slots;
+
 use std::fmt;
 use std::sync::Arc;
 
@@ -40,12 +42,22 @@ pub enum KeyError {
     UnknownCipher(String),
     /// No slot opened the volume: each, with the reason, in the order they were tried.
     NoSlot(Vec<SlotFailure>),
+    /// The key of a slot was denied, disabled or deleted, which ends the attempt: whoever decided
+    /// that did not mean a weaker slot to open the volume instead.
+    Denied {
+        /// The slots that were tried, the last of which was denied.
+        failures: Vec<SlotFailure>,
+        /// Numbers of the slots behind it, which were not tried.
+        untried: Vec<u32>,
+    },
     /// There is no slot of that number.
     NoSuchSlot(u32),
     /// The last slot is not removed: nothing could open the volume again.
     LastSlot(u32),
     /// There are as many slots as can be.
     SlotsFull,
+    /// A provider wrapped, and did not unwrap what it had wrapped: a slot like that opens nothing.
+    CannotUnwrap(KekError),
     /// A provider failed.
     Kek(KekError),
 }
@@ -57,17 +69,6 @@ pub struct SlotFailure {
     pub slot: u32,
     /// Why.
     pub error: KekError,
-}
-
-/// A slot, and whether it opens the volume.
-#[derive(Debug)]
-pub struct SlotReport {
-    /// Number of the slot.
-    pub slot: u32,
-    /// URI of its provider.
-    pub provider: String,
-    /// Whether every epoch unwraps to the volume's key.
-    pub result: Result<(), KekError>,
 }
 
 /// What [`VolumeKeys::open`] returns.
@@ -127,19 +128,38 @@ impl VolumeKeys {
         cipher: Cipher,
         provider: &dyn KekProvider,
     ) -> Result<(Config, Self), KeyError> {
+        Self::create_with_slots(volume_id, cipher, &[provider])
+    }
+
+    /// The same with a slot for each of `providers`, of which there is one at least.
+    ///
+    /// # Errors
+    /// As of [`VolumeKeys::create`], of the first that fails; [`KeyError::SlotsFull`].
+    pub fn create_with_slots(
+        volume_id: VolumeId,
+        cipher: Cipher,
+        providers: &[&dyn KekProvider],
+    ) -> Result<(Config, Self), KeyError> {
+        if providers.len() > SLOTS_MAX {
+            return Err(KeyError::SlotsFull);
+        }
         let keys = Self { volume_id, cipher, epochs: vec![EpochKeys::draw(1)] };
-        let slots = vec![keys.wrap_slot(1, provider)?];
+        let wrap = |(id, provider): (u32, &&dyn KekProvider)| keys.wrap_slot(id, *provider);
+        let slots = (1..).zip(providers).map(wrap).collect::<Result<_, _>>()?;
         let epochs = keys.wrapped_metadata_keys();
         let cipher = cipher.name().to_owned();
         let config = keys.seal(ConfigData { volume_id, cipher, generation: 1, epochs, slots })?;
         Ok((config, keys))
     }
 
-    /// Opens a volume by the first slot that does, in order, or by `options.slot` only.
+    /// Opens a volume by the first slot that does, in order, or by `options.slot` only. A slot that
+    /// cannot be asked (an outage, a credential or passphrase that is wrong or missing, a URI that
+    /// is not authorised) is passed over; one whose key is denied, disabled or gone ends the
+    /// attempt.
     ///
     /// # Errors
     /// [`KeyError::Config`] if the bytes are refused, or the MAC of any live epoch does not verify;
-    /// [`KeyError::NoSlot`] with what each slot said.
+    /// [`KeyError::NoSlot`] with what each slot said; [`KeyError::Denied`].
     pub fn open(bytes: &[u8], options: &ProviderOptions) -> Result<Opened, KeyError> {
         let unverified = UnverifiedConfig::decode(bytes)?;
         let claims = unverified.claims();
@@ -149,20 +169,28 @@ impl VolumeKeys {
             return Err(KeyError::NoSuchSlot(id));
         }
         let chosen = |slot: &&KeySlot| options.slot.is_none_or(|id| slot.id == id);
+        let mut slots = claims.slots.iter().filter(chosen);
         let mut failures = Vec::new();
-        let mut found = None;
-        for slot in claims.slots.iter().filter(chosen) {
-            match unwrap_slot(claims.volume_id, slot, options) {
-                Ok((provider, volume_keys)) => {
-                    found = Some((slot.id, provider, volume_keys));
-                    break;
+        let found = loop {
+            let Some(slot) = slots.next() else { return Err(KeyError::NoSlot(failures)) };
+            let provider = provider_from_uri(&slot.provider, options);
+            let unwrapped = provider.and_then(|provider| {
+                let volume_keys = unwrap_slot(claims.volume_id, slot, &*provider)?;
+                Ok((slot.id, provider, volume_keys))
+            });
+            match unwrapped {
+                Ok(found) => break found,
+                Err(error) => {
+                    let definitive = error.is_definitive();
+                    failures.push(SlotFailure { slot: slot.id, error });
+                    let untried: Vec<u32> = slots.clone().map(|slot| slot.id).collect();
+                    if definitive && !untried.is_empty() {
+                        return Err(KeyError::Denied { failures, untried });
+                    }
                 }
-                Err(error) => failures.push(SlotFailure { slot: slot.id, error }),
             }
-        }
-        let Some((slot, provider, volume_keys)) = found else {
-            return Err(KeyError::NoSlot(failures));
         };
+        let (slot, provider, volume_keys) = found;
         let volume_id = claims.volume_id;
         let config = unverified.verify(|epoch, covered, mac| {
             let key = volume_keys.iter().find(|(number, _)| *number == epoch);
@@ -255,107 +283,6 @@ impl VolumeKeys {
         self.epochs.iter().map(|keys| pin(keys)).collect()
     }
 
-    /// Adds a slot that `provider` wraps; its number is one more than the highest.
-    ///
-    /// # Errors
-    /// [`KeyError::SlotsFull`], or the provider's.
-    pub fn add_slot(
-        &self,
-        config: &Config,
-        provider: &dyn KekProvider,
-    ) -> Result<(Config, u32), KeyError> {
-        let mut data = self.next(config);
-        let highest = data.slots.last().map_or(0, |slot| slot.id);
-        let id = highest.checked_add(1).ok_or(KeyError::SlotsFull)?;
-        if data.slots.len() >= SLOTS_MAX {
-            return Err(KeyError::SlotsFull);
-        }
-        data.slots.push(self.wrap_slot(id, provider)?);
-        Ok((self.seal(data)?, id))
-    }
-
-    /// Removes a slot. Who has a copy of the old configuration and the KEK can still open the
-    /// volume: rotate the volume key to end that.
-    ///
-    /// # Errors
-    /// [`KeyError::NoSuchSlot`], [`KeyError::LastSlot`].
-    pub fn remove_slot(&self, config: &Config, id: u32) -> Result<Config, KeyError> {
-        let mut data = self.next(config);
-        let at = data.slots.iter().position(|slot| slot.id == id);
-        let at = at.ok_or(KeyError::NoSuchSlot(id))?;
-        if data.slots.len() == 1 {
-            return Err(KeyError::LastSlot(id));
-        }
-        data.slots.remove(at);
-        self.seal(data)
-    }
-
-    /// Wraps a slot again, under the newest version of `provider`'s KEK; the old version of the
-    /// KEK is not needed. With `new_version`, `provider` makes one first. A passphrase is changed
-    /// this way.
-    ///
-    /// # Errors
-    /// [`KeyError::NoSuchSlot`], or the provider's.
-    pub fn rotate_slot(
-        &self,
-        config: &Config,
-        id: u32,
-        provider: &dyn KekProvider,
-        new_version: bool,
-    ) -> Result<Config, KeyError> {
-        let mut data = self.next(config);
-        let slot = data.slots.iter_mut().find(|slot| slot.id == id);
-        let slot = slot.ok_or(KeyError::NoSuchSlot(id))?;
-        if new_version {
-            provider.create_version()?;
-        }
-        *slot = self.wrap_slot(id, provider)?;
-        self.seal(data)
-    }
-
-    /// Wraps every slot again whose KEK has versions and, with `new_version` or on its own account,
-    /// a newer one. Returns the new configuration, or `None` if no slot changed, and a report of
-    /// each slot: one that fails stays as it was and does not keep the others from rotating.
-    ///
-    /// # Errors
-    /// [`KeyError::Config`] if the result is out of bounds.
-    pub fn rotate_slots(
-        &self,
-        config: &Config,
-        options: &ProviderOptions,
-        new_version: bool,
-    ) -> Result<(Option<Config>, Vec<SlotReport>), KeyError> {
-        let mut data = self.next(config);
-        let (mut changed, mut reports) = (false, Vec::new());
-        for slot in &mut data.slots {
-            let result = self.rotate_if_outdated(slot, options, new_version).map(|newer| {
-                changed |= newer.is_some();
-                newer.into_iter().for_each(|newer| *slot = newer);
-            });
-            reports.push(SlotReport { slot: slot.id, provider: slot.provider.clone(), result });
-        }
-        let config = if changed { Some(self.seal(data)?) } else { None };
-        Ok((config, reports))
-    }
-
-    /// Tries every slot: whether its KEK unwraps each epoch to this volume's key.
-    pub fn verify(&self, config: &Config, options: &ProviderOptions) -> Vec<SlotReport> {
-        let reports = config.data().slots.iter().map(|slot| {
-            let result =
-                unwrap_slot(self.volume_id, slot, options).and_then(|(provider, volume_keys)| {
-                    let is_own = |(epoch, key): &(u32, Secret)| {
-                        self.epoch(*epoch).is_some_and(|keys| keys.volume_key.is_same(key))
-                    };
-                    match volume_keys.iter().all(is_own) {
-                        true => Ok(()),
-                        false => Err(integrity(&*provider, &slot.kek)),
-                    }
-                });
-            SlotReport { slot: slot.id, provider: slot.provider.clone(), result }
-        });
-        reports.collect()
-    }
-
     /// Asks the KEK of `slot` for a real unwrap of the current epoch, as the lease does: reading
     /// the key's attributes would miss a lost permission, and wrapping works on a disabled key.
     ///
@@ -434,33 +361,18 @@ impl VolumeKeys {
         let volume_keys: Vec<_> = self.epochs.iter().map(|keys| &keys.volume_key).collect();
         let binding = Binding { volume_id: self.volume_id };
         let super::Wrapped { kek, blobs } = provider.wrap(&binding, &volume_keys)?;
+        if blobs.len() != volume_keys.len() {
+            return Err(KeyError::CannotUnwrap(integrity(provider, &kek)));
+        }
         for (volume_key, blob) in volume_keys.iter().zip(&blobs) {
-            if !provider.unwrap(&binding, &kek, blob)?.is_same(volume_key) {
-                return Err(integrity(provider, &kek).into());
+            let unwrapped =
+                provider.unwrap(&binding, &kek, blob).map_err(KeyError::CannotUnwrap)?;
+            if !unwrapped.is_same(volume_key) {
+                return Err(KeyError::CannotUnwrap(integrity(provider, &kek)));
             }
         }
         let wrapped = self.epochs().zip(blobs).collect();
         Ok(KeySlot { id, provider: provider.uri().to_owned(), kek, wrapped })
-    }
-
-    fn rotate_if_outdated(
-        &self,
-        slot: &KeySlot,
-        options: &ProviderOptions,
-        new_version: bool,
-    ) -> Result<Option<KeySlot>, KekError> {
-        let provider = provider_from_uri(&slot.provider, options)?;
-        let Some(latest) = provider.latest_version()? else { return Ok(None) };
-        if new_version {
-            provider.create_version()?;
-        } else if latest == slot.kek.key_version {
-            return Ok(None);
-        }
-        match self.wrap_slot(slot.id, &*provider) {
-            Ok(slot) => Ok(Some(slot)),
-            Err(KeyError::Kek(error)) => Err(error),
-            Err(_) => Err(integrity(&*provider, &slot.kek)),
-        }
     }
 
     /// A copy of what `config` says, to be changed into the next generation.
@@ -503,15 +415,20 @@ impl fmt::Display for KeyError {
             Self::UnknownCipher(name) => write!(f, "the volume's cipher is unknown: {name}"),
             Self::NoSlot(failures) => {
                 f.write_str("no key slot opens the volume")?;
-                failures.iter().try_for_each(|SlotFailure { slot, error }| {
-                    write!(f, "\n  slot {slot}: {error}")
-                })
+                list(f, failures)
+            }
+            Self::Denied { failures, .. } => {
+                f.write_str("the volume's key is denied, and no further slot was tried")?;
+                list(f, failures)
             }
             Self::NoSuchSlot(slot) => write!(f, "the volume has no key slot {slot}"),
             Self::LastSlot(slot) => {
                 write!(f, "key slot {slot} is the last; without it nothing opens the volume")
             }
             Self::SlotsFull => write!(f, "the volume has {SLOTS_MAX} key slots, and not one more"),
+            Self::CannotUnwrap(_) => {
+                f.write_str("the key-encryption key wraps, but does not unwrap")
+            }
             Self::Kek(_) => f.write_str("the key-encryption key cannot be used"),
         }
     }
@@ -521,9 +438,10 @@ impl std::error::Error for KeyError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Config(error) => Some(error),
-            Self::Kek(error) => Some(error),
+            Self::Kek(error) | Self::CannotUnwrap(error) => Some(error),
             Self::UnknownCipher(_)
             | Self::NoSlot(_)
+            | Self::Denied { .. }
             | Self::NoSuchSlot(_)
             | Self::LastSlot(_)
             | Self::SlotsFull => None,
@@ -543,15 +461,17 @@ impl From<KekError> for KeyError {
     }
 }
 
-/// The provider of `slot`, and the volume key of each epoch.
-type Unwrapped = (Arc<dyn KekProvider>, Vec<(u32, Secret)>);
+fn list(f: &mut fmt::Formatter<'_>, failures: &[SlotFailure]) -> fmt::Result {
+    let mut lines = failures.iter();
+    lines.try_for_each(|SlotFailure { slot, error }| write!(f, "\n  slot {slot}: {error}"))
+}
 
+/// The volume key of each epoch, as `provider` unwraps it.
 fn unwrap_slot(
     volume_id: VolumeId,
     slot: &KeySlot,
-    options: &ProviderOptions,
-) -> Result<Unwrapped, KekError> {
-    let provider = provider_from_uri(&slot.provider, options)?;
+    provider: &dyn KekProvider,
+) -> Result<Vec<(u32, Secret)>, KekError> {
     if !provider.algorithms().contains(&slot.kek.algorithm) {
         let reason = "the slot's algorithm is not that of its provider".to_owned();
         return Err(KekError::new(KekErrorKind::BadRequest { reason }, &slot.provider, ""));
@@ -561,11 +481,11 @@ fn unwrap_slot(
     for (epoch, wrapped) in &slot.wrapped {
         let key = provider.unwrap(&binding, &slot.kek, wrapped)?;
         if key.len() != KEY_BYTES {
-            return Err(integrity(&*provider, &slot.kek));
+            return Err(integrity(provider, &slot.kek));
         }
         keys.push((*epoch, key));
     }
-    Ok((provider, keys))
+    Ok(keys)
 }
 
 fn mac_key(volume_key: &Secret, volume_id: VolumeId) -> Secret {

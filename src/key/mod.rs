@@ -32,7 +32,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 pub use authorize::{Authorization, EndpointSettings, Providers};
-pub use envelope::{KeyError, Opened, Recheck, SlotFailure, SlotReport, VolumeKeys};
+pub use envelope::slots::{Rotation, SlotCheck, try_wrap};
+pub use envelope::{KeyError, Opened, Recheck, SlotFailure, VolumeKeys};
 
 use crate::crypto::Secret;
 use crate::format::VolumeId;

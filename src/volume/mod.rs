@@ -359,12 +359,13 @@ impl Volume {
         &self.epochs
     }
 
-    /// Replaces `atrest.json`. The superblock names the new content before it is there, so that a
-    /// crash at any point leaves a configuration that it knows. `bytes` were verified by the
-    /// caller.
+    /// Replaces `atrest.json`. Both superblocks name the new content before it is there, so that a
+    /// crash at any point leaves a configuration that either of them knows. `bytes` were verified
+    /// by the caller, who lets one replacement happen at a time.
     ///
     /// # Errors
-    /// If the storage fails.
+    /// If the storage fails, or the file that is there is not the volume's: then nothing is
+    /// replaced, because announcing would vouch for it.
     pub fn replace_config(&self, bytes: &[u8]) -> Result<(), Error> {
         let failed = |what: &str| {
             let what = format!("{what} atrest.json");
@@ -372,8 +373,17 @@ impl Volume {
         };
         let old = kdf::digest(&self.storage.read_config().map_err(failed("reading"))?);
         let new = kdf::digest(bytes);
+        if !self.epochs.superblock().knows(old) {
+            let strange = io::Error::other("it was changed or put back while the volume is open");
+            return Err(failed("replacing")(strange));
+        }
         let announce = CommitOptions { config: Some((old, Some(new))), ..CommitOptions::default() };
-        if !defect::active(Defect::NoAnnouncement) {
+        let announcements = match () {
+            () if defect::active(Defect::NoAnnouncement) => 0,
+            () if defect::active(Defect::AnnounceOnce) => 1,
+            () => 2,
+        };
+        for _ in 0..announcements {
             self.epochs.commit(&announce)?;
         }
         self.storage.replace_config(bytes).map_err(failed("replacing"))?;

@@ -141,6 +141,7 @@ mod engine {
             (Defect::ForgetCounters, names),
             (Defect::ForgetDelta, epochs),
             (Defect::NoAnnouncement, &["key_rotation"]),
+            (Defect::AnnounceOnce, &["key_rotation"]),
             (Defect::StaleLogStart, epochs),
             (Defect::ChangeNotLogged, names),
             (Defect::SplitChange, names),

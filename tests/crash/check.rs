@@ -5,7 +5,7 @@
 
 use crate::common::Volumes;
 use crate::harness::{Crash, Settings, explore};
-use crate::script::{DISK_BYTES, Op, Reached, Recording};
+use crate::script::{DISK_BYTES, Reached, Recording};
 use crate::state::{Candidate, State, difference, look};
 use atrest::fs::volume::VolumeTree;
 use atrest::fs::{Caller, Tree};
@@ -212,10 +212,6 @@ fn way_back(
         }
         opened.report.sequence
     };
-    // While the configuration is being replaced, only the newest superblock knows both files.
-    if matches!(recording.steps[under_way].op, Op::ReplaceConfig(_)) {
-        return Ok(());
-    }
     let file = if newest % 2 == 0 { FileId::SuperA } else { FileId::SuperB };
     let image = Arc::new(image.fork());
     image.flip_bit(file, 2000, 1);

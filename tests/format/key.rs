@@ -11,8 +11,8 @@ use atrest::format::config::{Algorithm, Config, ConfigData, ConfigError, KekRefe
 use atrest::key::local::KeyStore;
 use atrest::key::passphrase::Cost;
 use atrest::key::{
-    Binding, KekError, KekErrorKind, KekProvider, KeyError, Opened, ProviderOptions, Recheck,
-    VolumeKeys, Wrapped, provider_from_uri,
+    Authorization, Binding, KekError, KekErrorKind, KekProvider, KeyError, Opened, ProviderOptions,
+    Recheck, SlotCheck, VolumeKeys, Wrapped, provider_from_uri,
 };
 
 const VOLUME: VolumeId = VolumeId([7; 16]);
@@ -131,7 +131,7 @@ fn slots_are_bounded() {
     assert_eq!(open(&config, &options).slot, 1);
 }
 
-/// A slot that fails is named with its reason, and a later one opens; if none does, all are named.
+/// A slot that fails is named with its reason, and slots are checked one by one.
 #[test]
 fn every_failure_is_reported() {
     let directory = tempfile::tempdir().expect("a temporary directory");
@@ -141,29 +141,26 @@ fn every_failure_is_reported() {
     let second = provider("local:second", &options);
     let (config, _) = keys.add_slot(&config, &*second).expect("there is room");
     store.set_enabled("default", 1, false).expect("it exists");
-    let opened = open(&config, &options);
-    assert_eq!((opened.slot, opened.failures.len(), opened.failures[0].slot), (2, 1, 1));
-    assert!(matches!(opened.failures[0].error.kind(), KekErrorKind::Disabled));
-    std::fs::remove_file(store.directory().join("second.json")).expect("it exists");
+    // Switched off: the other slot does not stand in, unless it is asked for.
     let error = refused(&config, &options);
-    let text = error.to_string();
-    assert!(
-        text.contains("slot 1: local:default") && text.contains("slot 2: local:second"),
-        "{text}"
-    );
-    let KeyError::NoSlot(failures) = error else { panic!("{text}") };
+    let KeyError::Denied { failures, untried } = error else { panic!("{error}") };
     assert!(matches!(failures[0].error.kind(), KekErrorKind::Disabled));
-    assert!(matches!(failures[1].error.kind(), KekErrorKind::Gone { recoverable: false }));
-    assert!(failures.iter().all(|failure| failure.error.is_definitive()));
-    let reports = keys.verify(&config, &options);
-    assert!(reports.iter().all(|report| report.result.is_err()));
+    assert_eq!((failures.len(), failures[0].slot, untried), (1, 1, vec![2]));
+    let second_only = ProviderOptions { slot: Some(2), ..options.clone() };
+    assert_eq!(open(&config, &second_only).slot, 2);
+    std::fs::remove_file(store.directory().join("second.json")).expect("it exists");
+    let error = refused(&config, &second_only);
+    assert!(matches!(only_failure(&error), KekErrorKind::Gone { recoverable: false }), "{error}");
+    let good = |only| {
+        let checks = keys.check_slots(&config, &options, only).expect("the slots are there");
+        checks.iter().map(SlotCheck::is_good).collect::<Vec<_>>()
+    };
+    assert_eq!(good(None), [false, false]);
     store.set_enabled("default", 1, true).expect("it exists");
     assert_eq!(open(&config, &options).slot, 1);
-    let reports = keys.verify(&config, &options);
-    assert_eq!(
-        reports.iter().map(|report| report.result.is_ok()).collect::<Vec<_>>(),
-        [true, false]
-    );
+    assert_eq!(good(None), [true, false]);
+    assert_eq!(good(Some(2)), [false]);
+    assert!(matches!(keys.check_slots(&config, &options, Some(3)), Err(KeyError::NoSuchSlot(3))));
 }
 
 /// Each single bit flip anywhere in a configuration is refused, and so is each cut.
@@ -226,11 +223,18 @@ impl KekProvider for PublicKek {
     }
 
     fn unwrap(&self, _: &Binding, _: &KekReference, wrapped: &[u8]) -> Result<Secret, KekError> {
+        let reason = "says the service".to_owned();
         let kind = match self.0.load(Ordering::Relaxed) {
             0 => return Ok(Secret::new(Self::public_wrap(wrapped).into())),
             // Another key than the one that was wrapped.
             3 => return Ok(random::secret(32)),
             1 => KekErrorKind::Denied { reason: "ForbiddenByRbac".into() },
+            4 => KekErrorKind::Disabled,
+            5 => KekErrorKind::Gone { recoverable: true },
+            6 => KekErrorKind::Throttled { retry_after: None },
+            7 => KekErrorKind::AuthenticationFailed { reason },
+            8 => KekErrorKind::BadRequest { reason },
+            9 => KekErrorKind::Integrity,
             _ => KekErrorKind::Unreachable { reason: "time-out".into() },
         };
         Err(KekError::new(kind, self.uri(), "key/v1"))
@@ -334,8 +338,9 @@ fn slots_do_not_move_between_volumes() {
     let moved = Config::new(data, |_, _| mac_of_epoch_1(&config)).expect("well formed");
     let error = refused(&moved, &options);
     assert!(matches!(error, KeyError::Config(ConfigError::MacMismatch(1))), "{error:?}");
-    let report = &keys.verify(&moved, &options)[0].result;
-    assert!(matches!(report, Err(error) if matches!(error.kind(), KekErrorKind::Integrity)));
+    let check = &keys.check_slots(&moved, &options, None).expect("a slot is there")[0];
+    assert!(matches!(&check.unwraps, Err(e) if matches!(e.kind(), KekErrorKind::Integrity)));
+    assert!(matches!(check.wraps, Some(Ok(()))) && !check.is_good());
 }
 
 /// A volume names a KEK that this host does not authorise, or of a kind that does not exist.
@@ -366,6 +371,64 @@ fn a_volume_authorises_nothing() {
         let authorization = atrest::key::Authorization::default().allow(pattern);
         assert_eq!(authorization.permits(uri), permitted, "{pattern} {uri}");
     }
+}
+
+/// Whoever denies, disables or deletes a key means that: the next slot does not open the volume
+/// unless it is asked for. What is no decision about the key is passed over.
+#[test]
+fn a_denial_does_not_fall_through() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (options, state) = PublicKek::options(directory.path());
+    let providers = [provider("vault:key", &options), provider("local:", &options)];
+    let borrowed: Vec<&dyn KekProvider> = providers.iter().map(|provider| &**provider).collect();
+    let (config, _) = VolumeKeys::create_with_slots(VOLUME, Cipher::Aes256Gcm, &borrowed)
+        .expect("both are there");
+    assert_eq!((config.data().generation, config.data().slots.len()), (1, 2));
+    assert_eq!(open(&config, &options).slot, 1);
+    for denial in [1, 4, 5] {
+        state.store(denial, Ordering::Relaxed);
+        let error = refused(&config, &options);
+        let KeyError::Denied { failures, untried } = error else { panic!("{denial}: {error}") };
+        assert!(failures.len() == 1 && failures[0].error.is_definitive());
+        assert_eq!(untried, [2]);
+        assert_eq!(open(&config, &ProviderOptions { slot: Some(2), ..options.clone() }).slot, 2);
+        let only = refused(&config, &ProviderOptions { slot: Some(1), ..options.clone() });
+        assert!(matches!(only, KeyError::NoSlot(_)), "{only}");
+    }
+    for trouble in [2, 6, 7, 8, 9] {
+        state.store(trouble, Ordering::Relaxed);
+        let opened = open(&config, &options);
+        assert_eq!((opened.slot, opened.failures.len()), (2, 1), "{trouble}");
+    }
+    // This host does not know the kind, or does not authorise the key.
+    let opened = open(&config, &self::options(directory.path()));
+    assert_eq!((opened.slot, opened.failures[0].slot), (2, 1));
+}
+
+/// A key that wraps and does not unwrap gets no slot, neither a new one nor an old one.
+#[test]
+fn a_key_that_cannot_unwrap_is_refused() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (options, state) = PublicKek::options(directory.path());
+    let (config, keys) = create(&options);
+    let vault = provider("vault:key", &options);
+    // Denied, another key, disabled.
+    for trouble in [1, 3, 4] {
+        state.store(trouble, Ordering::Relaxed);
+        let created = VolumeKeys::create(VOLUME, Cipher::Aes256Gcm, &*vault);
+        assert!(matches!(created.err(), Some(KeyError::CannotUnwrap(_))), "{trouble}");
+        assert!(matches!(keys.add_slot(&config, &*vault), Err(KeyError::CannotUnwrap(_))));
+        let rotated = keys.rotate_slot(&config, 1, &*vault, false);
+        assert!(matches!(rotated, Err(KeyError::CannotUnwrap(_))));
+    }
+    state.store(0, Ordering::Relaxed);
+    let rotated = keys.rotate_slot(&config, 1, &*vault, false).expect("the vault is there");
+    let slot = &rotated.data().slots[0];
+    assert_eq!(
+        (slot.id, slot.provider.as_str(), slot.kek.key_id.as_str()),
+        (1, "vault:key", "key")
+    );
+    assert_eq!(open(&rotated, &options).keys.pin(), keys.pin());
 }
 
 /// A slot that says another algorithm than its provider has is not even asked for.
@@ -400,7 +463,9 @@ fn recheck() {
     }
     state.store(3, Ordering::Relaxed);
     let is_integrity = |error: KeyError| match error {
-        KeyError::Kek(error) => assert!(matches!(error.kind(), KekErrorKind::Integrity), "{error}"),
+        KeyError::Kek(error) | KeyError::CannotUnwrap(error) => {
+            assert!(matches!(error.kind(), KekErrorKind::Integrity), "{error}");
+        }
         other => panic!("{other:?}"),
     };
     is_integrity(keys.recheck(&config, 1, &*vault).expect_err("another key"));
