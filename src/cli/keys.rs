@@ -155,9 +155,18 @@ fn verify(arguments: &KeyVerifyArgs) -> Result<(), Failure> {
         .keys
         .check_slots(&opened.config, &options, None)
         .map_err(|error| Failure::key(&volume, &error))?;
-    if arguments.json {
+    report_checks(&volume, &checks, arguments.json)
+}
+
+/// Prints what was found of each slot; fails if one does not do what it must. `place` is the
+/// directory that the slots are of.
+///
+/// # Errors
+/// [`Exit::SlotBad`].
+pub fn report_checks(place: &Path, checks: &[SlotCheck], as_json: bool) -> Result<(), Failure> {
+    if as_json {
         let slots: Value = checks.iter().map(check_json).collect();
-        println!("{:#}", json!({ "volume": volume.to_string_lossy(), "slots": slots }));
+        println!("{:#}", json!({ "volume": place.to_string_lossy(), "slots": slots }));
     } else {
         checks.iter().for_each(print_check);
     }
@@ -165,7 +174,7 @@ fn verify(arguments: &KeyVerifyArgs) -> Result<(), Failure> {
         let wraps = check.wraps.as_ref().and_then(|wraps| wraps.as_ref().err());
         check.unwraps.as_ref().err().or(wraps).map(|error| (check.slot, error))
     });
-    slots_failed(&volume, &errors.collect::<Vec<_>>(), checks.len(), "failed")
+    slots_failed(place, &errors.collect::<Vec<_>>(), checks.len(), "failed")
 }
 
 /// `Ok` if none failed.

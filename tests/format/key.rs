@@ -11,8 +11,8 @@ use atrest::format::config::{Algorithm, Config, ConfigData, ConfigError, KekRefe
 use atrest::key::local::KeyStore;
 use atrest::key::passphrase::Cost;
 use atrest::key::{
-    Authorization, Binding, KekError, KekErrorKind, KekProvider, KeyError, Opened, ProviderOptions,
-    Recheck, SlotCheck, VolumeKeys, Wrapped, provider_from_uri,
+    Binding, KekError, KekErrorKind, KekProvider, KeyError, Opened, ProviderOptions, Recheck,
+    SlotCheck, VolumeKeys, Wrapped, provider_from_uri,
 };
 
 const VOLUME: VolumeId = VolumeId([7; 16]);

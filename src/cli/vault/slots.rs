@@ -6,8 +6,7 @@ use clap::{Args, Subcommand};
 
 use super::{failure, open};
 use crate::cli::args::KeyArgs;
-use crate::cli::exit::Exit;
-use crate::cli::hint::{Failure, kek_text};
+use crate::cli::hint::Failure;
 use crate::cli::{keys, status};
 use crate::format::config::UnverifiedConfig;
 use crate::key::{KeyError, ProviderOptions, provider_from_uri};
@@ -91,18 +90,9 @@ pub fn run(command: &SlotCommand) -> Result<(), Failure> {
         SlotCommand::Verify { directory, keys } => {
             let vault = open(directory, keys, "vault slot", false)?;
             let options = keys::provider_options(keys);
-            let mut failed = Vec::new();
-            for report in vault.keys().verify(vault.config(), &options) {
-                match &report.result {
-                    Ok(()) => println!("slot {}: {}: ok", report.slot, report.provider),
-                    Err(error) => failed.push(format!("slot {}: {}", report.slot, kek_text(error))),
-                }
-            }
-            if failed.is_empty() {
-                return Ok(());
-            }
-            let message = format!("{} key slots of {} failed", failed.len(), directory.display());
-            Err(failed.into_iter().fold(Failure::new(Exit::NoSlotOpens, message), Failure::hint))
+            let checks = vault.keys().check_slots(vault.config(), &options, None);
+            let checks = checks.map_err(|error| Failure::key(directory, &error))?;
+            keys::report_checks(directory, &checks, false)
         }
     }
 }
