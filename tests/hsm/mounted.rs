@@ -75,7 +75,7 @@ fn volume() {
             let verify = [&["key", "verify", volume], arguments].concat();
             if !arguments.contains(&"-o") {
                 assert!(
-                    succeeds(&atrest(scratch, &verify, environment)).contains(": ok"),
+                    succeeds(&atrest(scratch, &verify, environment)).contains(": unwraps, wraps"),
                     "{what}"
                 );
             }
@@ -100,7 +100,7 @@ fn volume() {
         write_private(&providers, &entry);
         round("file", &[], &[]);
         write_private(Path::new(pin), "0000");
-        fails(&run(&mounting), 22, "refused the PIN");
+        fails(&run(&mounting), 27, "refused the PIN");
         write_private(Path::new(pin), PIN);
         token.tool(&["--delete-object", "--type", "secrkey", "--id", "01"]);
         fails(&run(&mounting), 21, "does not exist");
