@@ -145,7 +145,8 @@ fn no_core_dump() {
     drop(guard);
 }
 
-/// Runs a command with core files allowed, aborts it once it is ready, and says whether it left one.
+/// Runs a command with core files allowed, aborts it once it is ready, and says whether it left
+/// one.
 fn dumps_core(base: &Path, command: &str, is_ready: impl Fn() -> bool) -> bool {
     let cores = || {
         let entries = fs::read_dir(base).unwrap();

@@ -1,11 +1,11 @@
 //! One contract for all providers of key-encryption keys, run unchanged over each on a real peer.
 //!
-//! A peer (`peers`) is a key store or service that a test starts; what can be done to its keys is in
-//! its row of a table, with the reason for what cannot (`peer`). The contract (`contract`) wraps,
-//! unwraps, and takes keys and rights away; for peers in a network it also does everything wrong that
-//! a network can (`network`, with a `proxy` in between). Each case is a process of its own, of which
-//! every line is searched for the secrets that it was given (`alone`). A peer that cannot be started
-//! fails its test.
+//! A peer (`peers`) is a key store or service that a test starts; what can be done to its keys is
+//! in its row of a table, with the reason for what cannot (`peer`). The contract (`contract`)
+//! wraps, unwraps, and takes keys and rights away; for peers in a network it also does everything
+//! wrong that a network can (`network`, with a `proxy` in between). Each case is a process of its
+//! own, of which every line is searched for the secrets that it was given (`alone`). A peer that
+//! cannot be started fails its test.
 
 mod alone;
 mod certificates;

@@ -64,7 +64,8 @@ pub trait NetworkPeer {
     /// URI of the key under test, as if the service were at `origin` (`https://host:port`).
     fn uri_at(&self, origin: &str) -> String;
 
-    /// Options that lead to `origin`, whose authority is in `ca_file`; time-outs of a second or two.
+    /// Options that lead to `origin`, whose authority is in `ca_file`; time-outs of a second or
+    /// two.
     fn options_at(&self, origin: &str, ca_file: &std::path::Path) -> ProviderOptions;
 
     /// Lies of the service that must be found: a text of its replies to an unwrap, and what to put
@@ -98,7 +99,8 @@ pub struct Row {
     pub at_once: usize,
     /// What it does that the service that it stands for does not.
     pub quirks: &'static [Quirk],
-    /// Whether wrapped keys are authenticated where they are unwrapped: each changed byte is noticed.
+    /// Whether wrapped keys are authenticated where they are unwrapped: each changed byte is
+    /// noticed.
     pub authenticates: bool,
 }
 

@@ -22,8 +22,8 @@ pub const MINISTACK: Row = Row {
 pub const MOTO: Row = Row {
     name: "moto",
     offers: &[],
-    not_offered: "it takes disabled and deleted keys and every signature, and names no key material, \
-                  so that versions look alike",
+    not_offered: "it takes disabled and deleted keys and every signature, and names no key \
+                  material, so that versions look alike",
     binds: true,
     at_once: 100,
     quirks: &[Quirk::DeniesChanged],

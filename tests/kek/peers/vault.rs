@@ -134,7 +134,8 @@ impl Vault {
         let Self { tenant, client, scratch, .. } = self;
         format!(
             "identity = \"client-secret\"\ntenant_id = \"{tenant}\"\nclient_id = \"{client}\"\n\
-             client_secret_file = \"{}\"\nauthority_host = \"{origin}\"\nresource = \"{RESOURCE}\"\n",
+             client_secret_file = \"{}\"\nauthority_host = \"{origin}\"\n\
+             resource = \"{RESOURCE}\"\n",
             scratch.join("secret").display()
         )
     }
