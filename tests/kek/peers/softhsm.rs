@@ -11,9 +11,9 @@ use crate::peer::{Act, Peer, Row};
 pub const AES: Row = Row {
     name: "softhsm-aes",
     offers: &[Act::Delete],
-    not_offered: "a token has no switch for a key, what is destroyed is gone, a login lasts \
-                  as long as the process, and no tool makes a key with the date that tells versions apart \
-                  (`tests/hsm` does)",
+    not_offered: "a token has no switch for a key, what is destroyed is gone, a login lasts as \
+                  long as the process, and no tool makes a key with the date that tells versions \
+                  apart (`tests/hsm` does)",
     binds: true,
     at_once: 100,
     quirks: &[],
