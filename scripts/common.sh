@@ -26,18 +26,27 @@ declare -A PACKAGES=(
   [getfacl]=acl [gocryptfs]=gocryptfs [strace]=strace [ps]=procps [mkfs.ext4]=e2fsprogs
   [mkfs.xfs]=xfsprogs [python3]=python3 [cc]=build-essential [tar]=tar [xz]=xz-utils
   [losetup]=mount [findmnt]=util-linux [xxd]=xxd [cmake]=cmake
-  [stress-ng]=stress-ng [pg_ctlcluster]=postgresql [curl]=curl [openssl]=openssl
+  [stress-ng]=stress-ng [pg_ctlcluster]=postgresql [ip]=iproute2 [curl]=curl [openssl]=openssl
+  [npm]=npm [python3-venv]=python3-venv [systemd-creds]=systemd
+  [softhsm2-util]=softhsm2 [pkcs11-tool]=opensc [certutil]=libnss3-tools [swtpm]=swtpm
+  [tpm2_pcrread]=tpm2-tools [pkg-config]=pkg-config
 )
+# Library, as pkg-config knows it, that all features need to build -> Debian package that has it.
+declare -A LIBRARIES=([tss2-esys]=libtss2-dev)
 
-# Installs the packages of those given commands (default: all) that are missing.
+# Installs the packages of those given commands and libraries (default: all) that are missing.
 # What cannot be installed is said, and left to whoever needs it to fail or be skipped.
 install_missing() {
-  local command missing=() packages=()
-  for command in "${@:-${!PACKAGES[@]}}"; do
-    if ! PATH=$PATH:/usr/sbin:/sbin have "$command"; then
-      missing+=("$command")
-      packages+=("${PACKAGES[$command]}")
+  local name names=("$@") missing=() packages=()
+  (($#)) || names=("${!PACKAGES[@]}" "${!LIBRARIES[@]}")
+  for name in "${names[@]}"; do
+    if [[ -n ${LIBRARIES[$name]:-} ]]; then
+      pkg-config --exists "$name" 2>/dev/null && continue
+    elif PATH=$PATH:/usr/sbin:/sbin have "$name"; then
+      continue
     fi
+    missing+=("$name")
+    packages+=("${PACKAGES[$name]:-${LIBRARIES[$name]:-}}")
   done
   ((${#missing[@]})) || return 0
   if is_root && have apt-get; then

@@ -10,6 +10,7 @@
 //! ```text
 //! main -> cli -> daemon -> fuse -> fs -> volume
 //!     -> { epoch, tree, space, key } -> { format, crypto, storage } -> sys
+//! cli -> vault -> { key, format, crypto, storage, sys }
 //! ```
 //!
 //! Start with [`manual::architecture`]; the bytes on disk are in [`manual::format`].
@@ -29,4 +30,5 @@ pub mod space;
 pub mod storage;
 pub mod sys;
 pub mod tree;
+pub mod vault;
 pub mod volume;

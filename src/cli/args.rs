@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::vault::VaultCommand;
+
 /// Encryption at rest for Linux directories, with keys that you control.
 #[derive(Debug, Parser)]
 #[command(name = "atrest", version, max_term_width = 100)]
@@ -60,6 +62,9 @@ pub enum Command {
     /// Try a key-encryption key before a volume depends on it
     #[command(subcommand)]
     Kek(KekCommand),
+    /// Make, serve and manage a key vault of your own
+    #[command(subcommand)]
+    Vault(VaultCommand),
 }
 
 /// Where keys come from.

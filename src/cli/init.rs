@@ -25,7 +25,7 @@ pub fn run(arguments: &InitArgs) -> Result<(), Failure> {
     let uris: Vec<&str> = arguments.kek.iter().map(String::as_str).collect();
     let options = ProviderOptions {
         create_local_key: true,
-        ..keys::provider_options_with(&arguments.keys, None, &uris)
+        ..keys::source_options(&arguments.keys, None, &uris)
     };
     let cipher = match arguments.cipher {
         CipherName::Gcm => Cipher::Aes256Gcm,

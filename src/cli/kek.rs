@@ -13,6 +13,7 @@ use super::hint::{Failure, advice, kek_exit, kek_text};
 use super::keys;
 use crate::crypto::random;
 use crate::format::VolumeId;
+use crate::key::http::Proxy;
 use crate::key::{
     Binding, Health, KekError, KekErrorKind, KekProvider, Wrapped, provider_from_uri,
 };
@@ -86,14 +87,18 @@ impl Report {
     /// Tries everything in order, up to the first thing that must work and does not: `None`.
     fn try_key(&mut self, arguments: &KekCheckArgs) -> Option<()> {
         let uri = &arguments.uri;
-        let options = keys::provider_options_with(&arguments.keys, None, &[uri]);
+        let options = keys::source_options(&arguments.keys, None, &[uri]);
         let provider = self.step(
             "configure",
             |_| "understood, and authorised by the command line".to_owned(),
             || provider_from_uri(uri, &options).map_err(Trouble::Kek),
         )?;
+        // The provider was made, so its settings can be read.
+        let settings = options.settings(uri).unwrap_or_default();
         match endpoint(uri) {
-            Some((host, port)) if !is_proxied() => self.try_network(host, port)?,
+            Some((host, port)) if !is_proxied(&settings.http.proxy) => {
+                self.try_network(host, port)?;
+            }
             _ => {}
         }
         self.try_health(uri, &*provider)?;
@@ -105,7 +110,9 @@ impl Report {
             "wrap",
             |wrapped: &Wrapped| {
                 let kek = &wrapped.kek;
-                format!("{:?}, key {}, version {}", kek.algorithm, kek.key_id, kek.key_version)
+                let algorithm = json!(kek.algorithm);
+                let algorithm = algorithm.as_str().unwrap_or_default();
+                format!("{algorithm}, key {}, version {}", kek.key_id, kek.key_version)
             },
             || provider.wrap(&binding, &[&secret]).map_err(Trouble::Kek),
         )?;
@@ -279,7 +286,12 @@ fn endpoint(uri: &str) -> Option<(&str, u16)> {
 }
 
 /// Whether a proxy stands between this host and the service: it resolves and connects then.
-fn is_proxied() -> bool {
+fn is_proxied(proxy: &Proxy) -> bool {
+    match proxy {
+        Proxy::None => return false,
+        Proxy::Url(_) => return true,
+        Proxy::Environment => {}
+    }
     let names = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
     names.iter().any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()))
 }

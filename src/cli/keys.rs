@@ -32,11 +32,16 @@ pub fn run(command: &KeyCommand) -> Result<(), Failure> {
 
 /// What providers need to know of the command line.
 pub fn provider_options(arguments: &KeyArgs) -> ProviderOptions {
-    provider_options_with(&arguments.source, arguments.slot, &[])
+    provider_options_with(arguments, &[])
 }
 
 /// The same, with more keys allowed than the arguments say.
-pub fn provider_options_with(
+pub fn provider_options_with(arguments: &KeyArgs, allow: &[&str]) -> ProviderOptions {
+    source_options(&arguments.source, arguments.slot, allow)
+}
+
+/// The same, of commands that do not open a volume, or have their own word for the slot that does.
+pub fn source_options(
     arguments: &KeySourceArgs,
     slot: Option<u32>,
     allow: &[&str],
@@ -96,7 +101,7 @@ fn remove(arguments: &KeyRemoveArgs) -> Result<(), Failure> {
 fn rotate(arguments: &KeyRotateArgs) -> Result<(), Failure> {
     let volume = place::volume(&arguments.volume)?;
     let to: Vec<&str> = arguments.to.iter().map(String::as_str).collect();
-    let options = provider_options_with(&arguments.keys, arguments.open_slot, &to);
+    let options = source_options(&arguments.keys, arguments.open_slot, &to);
     let opened = unlock(&volume, &options)?;
     let options = ProviderOptions {
         new_passphrase_file: arguments.new_passphrase_file.clone(),
@@ -150,9 +155,18 @@ fn verify(arguments: &KeyVerifyArgs) -> Result<(), Failure> {
         .keys
         .check_slots(&opened.config, &options, None)
         .map_err(|error| Failure::key(&volume, &error))?;
-    if arguments.json {
+    report_checks(&volume, &checks, arguments.json)
+}
+
+/// Prints what was found of each slot; fails if one does not do what it must. `place` is the
+/// directory that the slots are of.
+///
+/// # Errors
+/// [`Exit::SlotBad`].
+pub fn report_checks(place: &Path, checks: &[SlotCheck], as_json: bool) -> Result<(), Failure> {
+    if as_json {
         let slots: Value = checks.iter().map(check_json).collect();
-        println!("{:#}", json!({ "volume": volume.to_string_lossy(), "slots": slots }));
+        println!("{:#}", json!({ "volume": place.to_string_lossy(), "slots": slots }));
     } else {
         checks.iter().for_each(print_check);
     }
@@ -160,7 +174,7 @@ fn verify(arguments: &KeyVerifyArgs) -> Result<(), Failure> {
         let wraps = check.wraps.as_ref().and_then(|wraps| wraps.as_ref().err());
         check.unwraps.as_ref().err().or(wraps).map(|error| (check.slot, error))
     });
-    slots_failed(&volume, &errors.collect::<Vec<_>>(), checks.len(), "failed")
+    slots_failed(place, &errors.collect::<Vec<_>>(), checks.len(), "failed")
 }
 
 /// `Ok` if none failed.

@@ -17,6 +17,7 @@ mod place;
 mod salvage;
 mod status;
 mod umount;
+mod vault;
 
 use std::process::ExitCode;
 
@@ -51,6 +52,7 @@ fn execute(command: &Command) -> Result<u8, Failure> {
         Command::Fsck(arguments) => return fsck::run(arguments),
         Command::Key(command) => keys::run(command)?,
         Command::Kek(command) => kek::run(command)?,
+        Command::Vault(command) => vault::run(command)?,
     }
     Ok(0)
 }

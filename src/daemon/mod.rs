@@ -113,7 +113,7 @@ impl Readiness {
 }
 
 /// sd_notify(3). Nobody listening is no error.
-fn notify_service_manager(state: &str) {
+pub fn notify_service_manager(state: &str) {
     let Some(address) = std::env::var_os("NOTIFY_SOCKET") else { return };
     let send = || -> io::Result<()> {
         let address = address.to_str().ok_or(io::ErrorKind::InvalidInput)?;

@@ -1,9 +1,10 @@
-//! `exec:PATH[?key=NAME]`: a program of the operator's that wraps and unwraps, for key services that
-//! nothing here speaks to. The protocol, for who writes one: [`plugins`](crate::manual::plugins).
+//! `exec:PATH[?key=NAME]`: a program of the operator's that wraps and unwraps, for key services
+//! that nothing here speaks to. The protocol, for who writes one:
+//! [`plugins`](crate::manual::plugins).
 //!
 //! A plugin is run once for each request, without a shell, with an environment of its own, in a
-//! session of its own, for a bounded time. It is as trusted as this program, so it must belong to root
-//! or to the user, and neither it nor a directory above it may be writable by others.
+//! session of its own, for a bounded time. It is as trusted as this program, so it must belong to
+//! root or to the user, and neither it nor a directory above it may be writable by others.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::MetadataExt as _;
@@ -26,10 +27,10 @@ use crate::sys::child::{Ended, Program, RunError};
 
 /// Version of the protocol, in requests and replies.
 const PROTOCOL: u32 = 1;
-/// The only argument of a plugin. Interpreters and tools that are named by mistake refuse it, rather
-/// than take a request for a script.
+/// The only argument of a plugin. Interpreters and tools that are named by mistake refuse it,
+/// rather than take a request for a script.
 const ARGUMENT: &str = "--atrest-kek-plugin=1";
-/// Longest time for one request.
+/// Longest time for one request, unless `/etc/atrest/providers.toml` has another.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest reply, in bytes.
 const REPLY_BYTES_MAX: usize = 64 * 1024;
@@ -61,22 +62,23 @@ struct ExecProvider {
     timeout: Duration,
 }
 
-/// Makes the provider for `exec:PATH` or `exec:PATH?key=NAME`; [`super::Registry`] calls it. Nothing
-/// is run yet.
+/// Makes the provider for `exec:PATH` or `exec:PATH?key=NAME`; [`super::Registry`] calls it.
+/// Nothing is run yet.
 ///
 /// # Errors
-/// `Configuration` if the path is not absolute and plain, or the name has other characters than
-/// letters, digits and `._:/@+=-`.
-pub fn from_uri(uri: &str, _: &ProviderOptions) -> Result<Arc<dyn KekProvider>, KekError> {
+/// `Configuration` if `/etc/atrest/providers.toml` cannot be read, the path is not absolute and
+/// plain, or the name has other characters than letters, digits and `._:/@+=-`.
+pub fn from_uri(uri: &str, options: &ProviderOptions) -> Result<Arc<dyn KekProvider>, KekError> {
     let (path, key) = parse(uri).map_err(|problem| {
         KekError::new(KekErrorKind::Configuration { problem: problem.to_owned() }, uri, "")
     })?;
     let (path, key) = (PathBuf::from(path), key.to_owned());
-    Ok(Arc::new(ExecProvider { uri: uri.to_owned(), path, key, timeout: TIMEOUT }))
+    let timeout = options.settings(uri)?.exec.timeout.unwrap_or(TIMEOUT);
+    Ok(Arc::new(ExecProvider { uri: uri.to_owned(), path, key, timeout }))
 }
 
-/// Path and name of the key (or empty). A URI has one spelling only: what is authorised by name must
-/// not be reached by another.
+/// Path and name of the key (or empty). A URI has one spelling only: what is authorised by name
+/// must not be reached by another.
 fn parse(uri: &str) -> Result<(&str, &str), &'static str> {
     let rest =
         uri.strip_prefix("exec:").ok_or("a plugin's URI is exec:PATH or exec:PATH?key=NAME")?;

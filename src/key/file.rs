@@ -61,7 +61,7 @@ pub(super) enum FileError {
 }
 
 impl FileError {
-    fn io(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub(super) fn io(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { operation, path, source }
     }

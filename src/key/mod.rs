@@ -8,6 +8,8 @@
 //! [`Registry::default`].
 
 pub mod authorize;
+pub mod aws;
+pub mod azure;
 mod envelope;
 pub mod exec;
 mod file;
@@ -19,6 +21,9 @@ pub mod pkcs11;
 mod redact;
 #[cfg(test)]
 mod test_server;
+#[cfg(feature = "tpm2")]
+pub mod tpm2;
+pub mod transit;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -282,10 +287,17 @@ pub struct Registry(BTreeMap<String, Constructor>);
 impl Default for Registry {
     fn default() -> Self {
         let mut registry = Self(BTreeMap::new());
+        registry.register("aws", Arc::new(aws::from_uri));
+        registry.register("azure", Arc::new(azure::from_uri));
         registry.register("exec", Arc::new(exec::from_uri));
         registry.register("local", Arc::new(local::from_uri));
         registry.register("passphrase", Arc::new(passphrase::from_uri));
         registry.register("pkcs11", Arc::new(pkcs11::from_uri));
+        #[cfg(feature = "tpm2")]
+        registry.register("tpm2", Arc::new(tpm2::from_uri));
+        #[cfg(not(feature = "tpm2"))]
+        registry.register("tpm2", Arc::new(|uri, _| Err(without_tpm2(uri))));
+        registry.register("transit", Arc::new(transit::from_uri));
         registry
     }
 }
@@ -361,6 +373,14 @@ pub fn provider_from_uri(
         ));
     }
     constructor(uri, options)
+}
+
+#[cfg(not(feature = "tpm2"))]
+fn without_tpm2(uri: &str) -> KekError {
+    let problem = "this program was built without TPMs; build it with: cargo build --release \
+                   --features tpm2"
+        .to_owned();
+    KekError::new(KekErrorKind::Configuration { problem }, uri, "")
 }
 
 /// The error for a system call on a file of this host.

@@ -8,7 +8,8 @@ use crate::crypto::Secret;
 /// Longest text that is shown, in characters; of a longer one the beginning and the end are.
 const SHOWN_MAX: usize = 400;
 const SHOWN_BEGINNING: usize = 120;
-/// Characters of a run of base64 or hexadecimal digits that could be a key: 16 bytes have 22 and 32.
+/// Characters of a run of base64 or hexadecimal digits that could be a key: 16 bytes have 22 and
+/// 32.
 const BASE64_RUN: usize = 22;
 const HEX_RUN: usize = 32;
 /// Bytes written as `\x00` in one word that could be a key.

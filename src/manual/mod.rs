@@ -14,6 +14,8 @@ pub mod semantics {}
 pub mod operations {}
 #[doc = include_str!("plugins.md")]
 pub mod plugins {}
+#[doc = include_str!("vault.md")]
+pub mod vault {}
 #[doc = include_str!("defaults.md")]
 pub mod defaults {}
 #[doc = include_str!("changes.md")]

@@ -53,6 +53,9 @@ pub struct Ended {
     pub errors: Zeroizing<Vec<u8>>,
 }
 
+/// Standard output, and the end of standard error.
+type Streams = (Zeroizing<Vec<u8>>, Zeroizing<Vec<u8>>);
+
 /// Why there is no [`Ended`]. The program does not run any more.
 pub enum RunError {
     /// It could not be started.
@@ -110,7 +113,7 @@ impl Program<'_> {
         running: &mut Running,
         mut input: &[u8],
         deadline: Instant,
-    ) -> Result<(Zeroizing<Vec<u8>>, Zeroizing<Vec<u8>>), RunError> {
+    ) -> Result<Streams, RunError> {
         let child = running.child.as_mut().expect("it was just started");
         let pid = child.id();
         let handle = ProcessHandle::open(pid).map_err(RunError::Io)?;
@@ -141,7 +144,7 @@ impl Program<'_> {
             self.keep_end(&mut errors);
         }
         // Nobody of the group writes any more after this.
-        _ = killpg(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
+        _ = killpg(Pid::from_raw(pid as libc::pid_t), Signal::SIGKILL);
         for _ in 0..LAST_READS_MAX {
             let more = read_some(&mut stdout, &mut output).map_err(RunError::Io)?;
             self.check(&output)?;
@@ -170,8 +173,8 @@ fn confine() -> io::Result<()> {
     let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `none` lives through the call, which only reads it.
     Errno::result(unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) })?;
-    // Descriptors that some library opened without O_CLOEXEC. Linux 5.11 introduced the flag; before,
-    // nothing is lost but this second line of defence.
+    // Descriptors that some library opened without O_CLOEXEC. Linux 5.11 introduced the flag;
+    // before, nothing is lost but this second line of defence.
     let flags = libc::CLOSE_RANGE_CLOEXEC;
     // SAFETY: no memory is passed, and descriptors are closed by the execve(2) that follows only.
     unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, flags) };
@@ -188,8 +191,8 @@ impl Running {
     fn end(&mut self) -> io::Result<ExitStatus> {
         let mut child = self.child.take().expect("ended once");
         // The first process is not waited for yet, so its number means no other group.
-        _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
-        let handle = ProcessHandle::open(child.id())?;
+        _ = killpg(Pid::from_raw(child.id() as libc::pid_t), Signal::SIGKILL);
+        let handle = ProcessHandle::open(child.id()).ok().flatten();
         if handle.is_some_and(|handle| !handle.wait(KILL_PATIENCE).unwrap_or(true)) {
             // It is in a system call that does not end; nobody waits with it.
             std::thread::spawn(move || child.wait());

@@ -8,6 +8,7 @@
 
 mod damage;
 mod mounting;
+mod rotating;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -158,13 +159,19 @@ impl Scenario {
 }
 
 /// The line with what differs from run to run made the same: versions of keys, allocated bytes,
-/// free space, process ids.
+/// free space, process ids, how long something took.
 fn volatile(line: &str) -> String {
+    if let Some((before, after)) = line.split_once(" ms  ") {
+        let before = before.trim_end_matches(|byte: char| byte == '.' || byte.is_ascii_digit());
+        return volatile(&format!("{}  ... ms {after}", before.trim_end()));
+    }
     let table = [
         ("key_version ", ','),
         ("\"key_version\": \"", '"'),
         ("bytes_on_disk: ", ' '),
         ("total_bytes: ", ' '),
+        (", version ", '\n'),
+        ("\"ms\": ", ','),
     ];
     for (name, end) in table {
         if let Some((before, after)) = line.split_once(name) {
@@ -173,6 +180,25 @@ fn volatile(line: &str) -> String {
         }
     }
     line.to_owned()
+}
+
+/// Identifiers that are drawn, 32 digits of hexadecimal, are left out.
+fn without_ids(line: &str) -> String {
+    let is_word = |c: char| c.is_ascii_alphanumeric();
+    let mut kept = String::new();
+    for (at, character) in line.char_indices() {
+        let begins = at == 0 || !line[..at].ends_with(is_word);
+        let word = line[at..].split(|c| !is_word(c)).next().unwrap_or_default();
+        let inside = line[..at].rsplit(|c| !is_word(c)).next().unwrap_or_default();
+        let whole = format!("{inside}{word}");
+        let inside = is_word(character);
+        match inside && whole.len() == 32 && whole.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            true if begins => kept.push_str("..."),
+            true => {}
+            false => kept.push(character),
+        }
+    }
+    kept
 }
 
 fn private_file(path: &Path, bytes: &[u8]) {
@@ -187,7 +213,7 @@ fn render(output: &Output, root: &str) -> String {
     let mut text = format!("exit {}\n", output.status.code().expect("it was not killed"));
     for (prefix, bytes) in [("out", &output.stdout), ("err", &output.stderr)] {
         for line in String::from_utf8_lossy(bytes).lines() {
-            let line = volatile(&line.replace(root, "$T").replace(&id, "$ID"));
+            let line = without_ids(&volatile(&line.replace(root, "$T").replace(&id, "$ID")));
             let _ = writeln!(text, "{}", format!("{prefix}| {line}").trim_end());
         }
     }

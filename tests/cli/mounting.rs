@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 /// Takes a mount away whatever happens, so that a failed test leaves none behind.
-struct Guard<'a>(&'a Path);
+pub struct Guard<'a>(pub &'a Path);
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
@@ -15,7 +15,7 @@ impl Drop for Guard<'_> {
     }
 }
 
-fn atrest(base: &Path, arguments: &[&str]) -> Output {
+pub fn atrest(base: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_atrest"))
         .args(arguments)
         .current_dir(base)
@@ -26,7 +26,7 @@ fn atrest(base: &Path, arguments: &[&str]) -> Output {
         .expect("the binary runs")
 }
 
-fn code(output: &Output) -> i32 {
+pub fn code(output: &Output) -> i32 {
     let code = output.status.code().expect("it was not killed");
     eprintln!("exit {code}: {}", String::from_utf8_lossy(&output.stderr));
     code

@@ -11,8 +11,8 @@ use atrest::format::config::{Algorithm, Config, ConfigData, ConfigError, KekRefe
 use atrest::key::local::KeyStore;
 use atrest::key::passphrase::Cost;
 use atrest::key::{
-    Authorization, Binding, KekError, KekErrorKind, KekProvider, KeyError, Opened, ProviderOptions,
-    Recheck, SlotCheck, VolumeKeys, Wrapped, provider_from_uri,
+    Binding, KekError, KekErrorKind, KekProvider, KeyError, Opened, ProviderOptions, Recheck,
+    SlotCheck, VolumeKeys, Wrapped, provider_from_uri,
 };
 
 const VOLUME: VolumeId = VolumeId([7; 16]);
@@ -463,7 +463,9 @@ fn recheck() {
     }
     state.store(3, Ordering::Relaxed);
     let is_integrity = |error: KeyError| match error {
-        KeyError::Kek(error) => assert!(matches!(error.kind(), KekErrorKind::Integrity), "{error}"),
+        KeyError::Kek(error) | KeyError::CannotUnwrap(error) => {
+            assert!(matches!(error.kind(), KekErrorKind::Integrity), "{error}");
+        }
         other => panic!("{other:?}"),
     };
     is_integrity(keys.recheck(&config, 1, &*vault).expect_err("another key"));

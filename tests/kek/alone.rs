@@ -58,14 +58,32 @@ pub fn run(
     secrets.extend(learned.lines().map(|line| STANDARD.decode(line).expect("Base64")));
     assert!(!secrets.is_empty(), "{name} has no secret to search for");
     assert!(shown.contains("refused: "), "{name} has shown no error to search in:\n{shown}");
+    // The beginning of every JSON Web Token.
+    let token = ["eyJhbGci", "eyJ0eXAi"].iter().find(|begin| shown.contains(**begin));
+    assert!(token.is_none(), "{name} shows a token:\n{shown}");
     for secret in &secrets {
         let found = find_secret(&text, secret);
         assert!(found.is_none(), "{name} shows a secret, as {found:?}:\n{shown}");
     }
 }
 
-/// Whether `text` has `secret`, as it is or encoded: the encoding.
+/// Whether `text` has `secret`, as it is or encoded: the encoding. Of a dump, two bytes a group and
+/// sixteen a line, a line that is all secret is found.
 pub fn find_secret(text: &[u8], secret: &[u8]) -> Option<String> {
+    let encoded = [STANDARD_NO_PAD.encode(secret), URL_SAFE_NO_PAD.encode(secret)];
+    let dumped = encoded.iter().map(String::as_bytes).chain([secret]);
+    for bytes in dumped {
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let packed = String::from_utf8_lossy(text).replace(' ', "");
+        let line = (0..hex.len().saturating_sub(15)).map(|at| &hex[at..at + 16]);
+        if let Some(found) = line.step_by(2).find(|line| packed.contains(line)) {
+            return Some(format!("dump with {found}"));
+        }
+    }
+    find_encoded(text, secret)
+}
+
+fn find_encoded(text: &[u8], secret: &[u8]) -> Option<String> {
     assert!(secret.len() >= SECRET_BYTES_MIN, "a secret that short is found by chance");
     let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
     let listed: Vec<String> = secret.iter().map(u8::to_string).collect();
@@ -83,14 +101,17 @@ pub fn find_secret(text: &[u8], secret: &[u8]) -> Option<String> {
     form.map(|form| String::from_utf8_lossy(form).into_owned())
 }
 
-/// Everything that is logged, at every level, goes to standard error.
+/// Everything that a daemon would log at the level trace goes to standard error.
 fn log_to_stderr() {
     struct Stderr;
     impl log::Log for Stderr {
-        fn enabled(&self, _: &log::Metadata) -> bool {
-            true
+        fn enabled(&self, metadata: &log::Metadata) -> bool {
+            atrest::daemon::logging::is_shown(metadata)
         }
         fn log(&self, record: &log::Record) {
+            if !self.enabled(record.metadata()) {
+                return;
+            }
             eprintln!("log: {} {}: {}", record.level(), record.target(), record.args());
         }
         fn flush(&self) {}
@@ -108,6 +129,7 @@ fn secrets_are_found() {
         "aHVudGVyMi1hbmQtbW9yZQ==",
         "68756e746572322d616e642d6d6f7265",
         "68756E746572322D616E642D6D6F7265",
+        "log: 3a22 6148 5675 6447 5679 4d69 3168 626d  :.aHVudGVyMi1hbm",
         "[104, 117, 110, 116, 101, 114, 50, 45, 97, 110, 100, 45, 109, 111, 114, 101]",
     ] {
         assert!(find_secret(text.as_bytes(), secret).is_some(), "{text}");

@@ -40,6 +40,14 @@ impl Authority {
         Self { issuer, file }
     }
 
+    /// A good certificate and its key, in PEM.
+    pub fn server_files(&self) -> (String, String) {
+        let parameters = CertificateParams::new(["localhost".to_owned()]).expect("a name");
+        let key = KeyPair::generate().expect("a key");
+        let certificate = parameters.signed_by(&key, &self.issuer).expect("it is signed");
+        (certificate.pem(), key.serialize_pem())
+    }
+
     /// A server's settings with this certificate.
     pub fn server(&self, shown: Shown) -> Arc<ServerConfig> {
         let name = if shown == Shown::OtherHost { "elsewhere.example" } else { "localhost" };

@@ -1,11 +1,11 @@
 //! One contract for all providers of key-encryption keys, run unchanged over each on a real peer.
 //!
-//! A peer (`peers`) is a key store or service that a test starts; what can be done to its keys is in
-//! its row of a table, with the reason for what cannot (`peer`). The contract (`contract`) wraps,
-//! unwraps, and takes keys and rights away; for peers in a network it also does everything wrong that
-//! a network can (`network`, with a `proxy` in between). Each case is a process of its own, of which
-//! every line is searched for the secrets that it was given (`alone`). A peer that cannot be started
-//! fails its test.
+//! A peer (`peers`) is a key store or service that a test starts; what can be done to its keys is
+//! in its row of a table, with the reason for what cannot (`peer`). The contract (`contract`)
+//! wraps, unwraps, and takes keys and rights away; for peers in a network it also does everything
+//! wrong that a network can (`network`, with a `proxy` in between). Each case is a process of its
+//! own, of which every line is searched for the secrets that it was given (`alone`). A peer that
+//! cannot be started fails its test.
 
 mod alone;
 mod certificates;
@@ -15,7 +15,7 @@ mod peer;
 mod peers;
 mod proxy;
 
-use peers::{aws, exec, local, openbao, passphrase, softhsm};
+use peers::{aws, exec, local, openbao, passphrase, softhsm, vault};
 
 #[test]
 fn local() {
@@ -62,4 +62,9 @@ fn ministack() {
 fn moto() {
     let prepare = |scratch: &_| aws::prepare(scratch, &aws::MOTO);
     alone::run("moto", prepare, |scratch| contract::try_all(&aws::peer(scratch, &aws::MOTO)));
+}
+
+#[test]
+fn vault() {
+    alone::run("vault", vault::prepare, |scratch| contract::try_all(&vault::peer(scratch)));
 }

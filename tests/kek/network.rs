@@ -54,8 +54,15 @@ impl Road<'_> {
     }
 
     fn unwrap(&self, provider: &dyn KekProvider) -> Result<(), KekError> {
+        self.unwrap_at(&self.proxy.origin(), provider)
+    }
+
+    /// With a reference that names the way by `origin`, if it names one.
+    fn unwrap_at(&self, origin: &str, provider: &dyn KekProvider) -> Result<(), KekError> {
+        let mut kek = self.kek.clone();
+        kek.key_id = kek.key_id.replace(&self.proxy.origin(), origin);
         let begun = Instant::now();
-        let result = provider.unwrap(&BINDING, &self.kek, &self.blob);
+        let result = provider.unwrap(&BINDING, &kek, &self.blob);
         assert!(begun.elapsed() < PATIENCE, "it took {:?}", begun.elapsed());
         result.map(|key| assert!(key.is_same(&secret())))
     }
@@ -79,10 +86,11 @@ impl Road<'_> {
     fn network_faults(&self) {
         let origin = format!("https://localhost:{}", closed_address().port());
         let provider = self.provider_at(&origin).expect("the key is authorised");
-        failure(self.unwrap(&*provider), |kind| matches!(kind, KekErrorKind::Unreachable { .. }));
+        let is_outage = |kind: &KekErrorKind| matches!(kind, KekErrorKind::Unreachable { .. });
+        failure(self.unwrap_at(&origin, &*provider), is_outage);
         let unknown = "https://does-not-exist.invalid:8200";
         let provider = self.provider_at(unknown).expect("the key is authorised");
-        failure(self.unwrap(&*provider), |kind| matches!(kind, KekErrorKind::Unreachable { .. }));
+        failure(self.unwrap_at(unknown, &*provider), is_outage);
         self.expect_outage(Fault::Blackhole);
         self.expect_outage(Fault::HalfReply);
         self.expect_outage(Fault::SlowReply);
@@ -121,6 +129,12 @@ impl Road<'_> {
             }
         }
         assert_eq!(self.proxy.trapped(), 0, "a redirect was followed");
+        for (true_text, lie) in self.network.lies() {
+            eprintln!("lie: {lie}");
+            self.proxy.set(Fault::Replaced(true_text, lie));
+            let result = shown(self.unwrap(&*self.provider()));
+            assert!(result.is_err_and(|error| !error.is_definitive()), "the lie was believed");
+        }
     }
 
     /// Throttled on the very first request, and for good; errors of the service.

@@ -64,8 +64,24 @@ pub trait NetworkPeer {
     /// URI of the key under test, as if the service were at `origin` (`https://host:port`).
     fn uri_at(&self, origin: &str) -> String;
 
-    /// Options that lead to `origin`, whose authority is in `ca_file`; time-outs of a second or two.
+    /// Options that lead to `origin`, whose authority is in `ca_file`; time-outs of a second or
+    /// two.
     fn options_at(&self, origin: &str, ca_file: &std::path::Path) -> ProviderOptions;
+
+    /// Lies of the service that must be found: a text of its replies to an unwrap, and what to put
+    /// in its place, such as the name of another key.
+    fn lies(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+}
+
+/// Where a peer is not like the service that it stands for, so that a promise is not tried there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quirk {
+    /// It says that access is denied when it cannot read a wrapped key.
+    DeniesChanged,
+    /// It unwraps by whichever key wrapped, and says that it was the one that it was asked for.
+    TakesAnyKey,
 }
 
 /// A row of the table of peers: what each offers, explicitly, so that nothing is left out silently.
@@ -81,7 +97,10 @@ pub struct Row {
     pub binds: bool,
     /// How many of 100 threads may ask at once, where the service is a single one.
     pub at_once: usize,
-    /// Whether wrapped keys are authenticated where they are unwrapped: each changed byte is noticed.
+    /// What it does that the service that it stands for does not.
+    pub quirks: &'static [Quirk],
+    /// Whether wrapped keys are authenticated where they are unwrapped: each changed byte is
+    /// noticed.
     pub authenticates: bool,
 }
 

@@ -32,8 +32,8 @@ pub enum Fault {
     HalfReply,
     /// A byte of the reply a second.
     SlowReply,
-    /// This many requests are answered with a status, `Retry-After: 1` and the JSON `{}`; then it is
-    /// as if nothing had been.
+    /// This many requests are answered with a status, `Retry-After: 1` and the JSON `{}`; then it
+    /// is as if nothing had been.
     Status(u16, usize),
     /// The client is sent elsewhere, to the address of [`Proxy::trap`].
     Redirect,

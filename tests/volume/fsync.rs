@@ -156,7 +156,7 @@ impl Storage for Watched {
 
     fn write_at(&self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
         // Of a block that is written in part, the filesystem below may have to read the rest.
-        assert!(file != FileId::Log || (offset + bytes.len() as u64).is_multiple_of(4096));
+        assert!(file != FileId::Log || (offset + bytes.len() as u64) % 4096 == 0);
         self.disk.write_at(file, offset, bytes)
     }
 

@@ -12,6 +12,7 @@ use super::settings::{EndpointSettings, Keys, RawKeys};
 use super::{KINDS_NEVER_WHOLE, permits};
 use crate::key::file::read_bounded;
 use crate::key::http::{Url, printable};
+use crate::key::pkcs11;
 
 /// Largest file that is read, in bytes.
 const FILE_BYTES_MAX: usize = 256 * 1024;
@@ -141,6 +142,16 @@ fn check_pattern(pattern: &str) -> Result<(), String> {
     }
     if rest.is_empty() && KINDS_NEVER_WHOLE.contains(&kind) {
         return Err(format!("{kind}: would allow every program; name one: {kind}:/PATH"));
+    }
+    if kind == "pkcs11" && !rest.is_empty() {
+        return match pkcs11::canonical(pattern) {
+            Some(canonical) if canonical == pattern => Ok(()),
+            Some(canonical) => Err(format!(
+                "write {shown:?} as key slots do, {canonical:?}; module and pin_file are keys of \
+                 [[provider]]"
+            )),
+            None => Err(format!("{shown:?} is not a PKCS #11 URI (RFC 7512)")),
+        };
     }
     if rest.contains("://") {
         Url::parse(rest).map_err(|error| format!("{shown:?} is {error}"))?;

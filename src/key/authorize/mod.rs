@@ -52,6 +52,8 @@ impl Authorization {
     pub fn allow(mut self, pattern: &str) -> Self {
         // A key slot has the canonical form, without what the operator adds about module and PIN.
         self.0.extend(pkcs11::canonical(pattern));
+        #[cfg(feature = "tpm2")]
+        self.0.extend(super::tpm2::canonical_uri(pattern));
         self.0.push(pattern.to_owned());
         self
     }
@@ -82,6 +84,10 @@ pub fn permits(pattern: &str, uri: &str) -> bool {
     };
     if kind != uri_kind || kind.is_empty() {
         return false;
+    }
+    // What an operator typed, with the module to load and the PIN's file, maybe file:///PATH.
+    if kind == "pkcs11" && pattern == uri && rest.contains('?') {
+        return true;
     }
     if wanted.is_empty() {
         let is_url = rest.contains("://");

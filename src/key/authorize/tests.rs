@@ -77,55 +77,58 @@ fn settings(text: &str, uri: &str) -> Result<EndpointSettings, String> {
     providers.settings(uri).map_err(|error| error.to_string())
 }
 
+/// Every key, for each kind.
+const EVERY_KEY: &str = r#"
+allow = ["exec:/usr/lib/atrest/plugin"]
+[[provider]]
+uri = "azure:https://vault.example:8443/"
+ca_file = "/etc/ca.pem"
+proxy = "http://user:s3cret@proxy:3128"
+connect_timeout_s = 1
+request_timeout_s = 2
+total_timeout_s = 3
+plain_http = true
+identity = "managed"
+tenant_id = "t"
+client_id = "c"
+client_secret_file = "/s"
+client_certificate_file = "/p"
+federated_token_file = "/f"
+authority_host = "https://login.example"
+resource = "https://vault.example"
+[[provider]]
+uri = "azure:https://vault.example:8443/keys/"
+proxy = "none"
+[[provider]]
+uri = "transit:https://bao.example/"
+auth = "approle"
+auth_mount = "m"
+role = "r"
+role_id = "i"
+secret_id_file = "/s"
+token_file = "/t"
+namespace = "n"
+[[provider]]
+uri = "aws:arn:aws:kms:"
+endpoint = "https://kms.example"
+profile = "p"
+credentials_file = "/c"
+[[provider]]
+uri = "pkcs11:"
+module = "/m.so"
+pin_file = "/p"
+[[provider]]
+uri = "tpm2:"
+tcti = "device:/dev/tpmrm0"
+[[provider]]
+uri = "exec:/usr/lib/atrest/slow"
+timeout_s = 9
+"#;
+
 /// Each key arrives where its provider looks for it; the longest entry that allows counts.
 #[test]
 fn each_key_is_read() {
-    let text = r#"
-        allow = ["exec:/usr/lib/atrest/plugin"]
-        [[provider]]
-        uri = "azure:https://vault.example:8443/"
-        ca_file = "/etc/ca.pem"
-        proxy = "http://user:s3cret@proxy:3128"
-        connect_timeout_s = 1
-        request_timeout_s = 2
-        total_timeout_s = 3
-        plain_http = true
-        identity = "managed"
-        tenant_id = "t"
-        client_id = "c"
-        client_secret_file = "/s"
-        client_certificate_file = "/p"
-        federated_token_file = "/f"
-        authority_host = "https://login.example"
-        resource = "https://vault.example"
-        [[provider]]
-        uri = "azure:https://vault.example:8443/keys/"
-        proxy = "none"
-        [[provider]]
-        uri = "transit:https://bao.example/"
-        auth = "approle"
-        auth_mount = "m"
-        role = "r"
-        role_id = "i"
-        secret_id_file = "/s"
-        token_file = "/t"
-        namespace = "n"
-        [[provider]]
-        uri = "aws:arn:aws:kms:"
-        endpoint = "https://kms.example"
-        profile = "p"
-        credentials_file = "/c"
-        [[provider]]
-        uri = "pkcs11:"
-        module = "/m.so"
-        pin_file = "/p"
-        [[provider]]
-        uri = "tpm2:"
-        tcti = "device:/dev/tpmrm0"
-        [[provider]]
-        uri = "exec:/usr/lib/atrest/slow"
-        timeout_s = 9
-    "#;
+    let text = EVERY_KEY;
     let url = |text| Url::parse(text).expect("a URL");
     let azure = settings(text, "azure:https://vault.example:8443/other").expect("well formed");
     let expected = crate::key::http::Settings {
@@ -151,6 +154,13 @@ fn each_key_is_read() {
     assert!(!format!("{azure:?}").contains("s3cret"));
     let longest = settings(text, "azure:https://vault.example:8443/keys/k").expect("well formed");
     assert_eq!((longest.http.proxy, longest.azure), (Proxy::None, AzureSettings::default()));
+}
+
+/// The same for the kinds that have less to say.
+#[test]
+fn keys_of_other_kinds() {
+    let text = EVERY_KEY;
+    let url = |text| Url::parse(text).expect("a URL");
     let transit = settings(text, "transit:https://bao.example/v1/transit/keys/k").expect("ok");
     let expected = TransitSettings {
         auth: Some(TransitAuth::Approle),

@@ -44,8 +44,8 @@ impl Exception {
         BUSY.contains(&self.name.as_str())
     }
 
-    /// Its kind, for the operation `permission` on `key`; and its words, where the kind has no place
-    /// for them.
+    /// Its kind, for the operation `permission` on `key`; and its words, where the kind has no
+    /// place for them.
     pub(super) fn kind(&self, permission: &str, key: &str) -> (KekErrorKind, Option<String>) {
         let Self { name, words } = self;
         let said = format!("{name}: {words}");
@@ -59,8 +59,10 @@ impl Exception {
             }
             "KMSInvalidStateException" if words.contains("is disabled") => KekErrorKind::Disabled,
             "KMSInvalidStateException" => KekErrorKind::Unreachable { reason: said.clone() },
-            "AccessDeniedException" => KekErrorKind::Denied {
-                reason: format!("{words}; allow {permission} on {key} in the key's or role's policy"),
+            "AccessDeniedException" | "AccessDenied" => KekErrorKind::Denied {
+                reason: format!(
+                    "{words}; allow {permission} on {key} in the key's or role's policy"
+                ),
             },
             "InvalidCiphertextException" | "IncorrectKeyException" => KekErrorKind::Integrity,
             _ if self.is_busy() => KekErrorKind::Throttled { retry_after: None },
@@ -74,10 +76,11 @@ impl Exception {
             _ if self.is_about_credentials() => {
                 KekErrorKind::AuthenticationFailed { reason: said.clone() }
             }
-            "KMSInternalException" | "DependencyTimeoutException" | "KeyUnavailableException"
-            | "InternalFailure" | "ServiceUnavailable" => {
-                KekErrorKind::Unreachable { reason: said.clone() }
-            }
+            "KMSInternalException"
+            | "DependencyTimeoutException"
+            | "KeyUnavailableException"
+            | "InternalFailure"
+            | "ServiceUnavailable" => KekErrorKind::Unreachable { reason: said.clone() },
             _ => KekErrorKind::BadRequest { reason: said.clone() },
         };
         let has_place = !matches!(

@@ -189,7 +189,8 @@ impl Provider {
             });
         }
         let expires = element(said, "Expiration").and_then(parse_time);
-        let parts = ["AccessKeyId", "SecretAccessKey", "SessionToken"].map(|tag| element(said, tag));
+        let parts =
+            ["AccessKeyId", "SecretAccessKey", "SessionToken"].map(|tag| element(said, tag));
         let [Some(id), Some(secret), Some(token)] = parts else {
             return Err(malformed(service));
         };
@@ -252,7 +253,8 @@ impl Provider {
     }
 }
 
-fn find(
+/// The source that is set up.
+pub(super) fn find(
     settings: &AwsSettings,
     environment: &Environment,
     service: Url,
@@ -262,10 +264,9 @@ fn find(
     let file = file.or_else(|| variable("AWS_SHARED_CREDENTIALS_FILE").map(PathBuf::from));
     let home = || variable("HOME").map(|home| Path::new(&home).join(".aws/credentials"));
     let profile = settings.profile.clone();
-    if profile.is_none() && settings.credentials_file.is_none() {
-        if variable("AWS_ACCESS_KEY_ID").is_some() {
-            return Ok(Source::Environment);
-        }
+    let unnamed = profile.is_none() && settings.credentials_file.is_none();
+    if unnamed && variable("AWS_ACCESS_KEY_ID").is_some() {
+        return Ok(Source::Environment);
     }
     let named = profile.or_else(|| variable("AWS_PROFILE"));
     let asked = named.is_some() || file.is_some();
@@ -316,7 +317,8 @@ fn from_environment(environment: &Environment) -> Result<Credentials, KekErrorKi
 /// Reads `[profile]` of the file; other ways to credentials than a key in it are not followed.
 fn from_profile(path: &Path, profile: &str) -> Result<Credentials, KekErrorKind> {
     let what = ("read the credentials from", "credentials");
-    let secret = file::read_line(path, what, FILE_BYTES_MAX).map_err(|error| file_problem(&error))?;
+    let secret =
+        file::read_line(path, what, FILE_BYTES_MAX).map_err(|error| file_problem(&error))?;
     let content = text(&secret, "credentials file")?;
     let problem = |what: &str| KekErrorKind::Configuration {
         problem: format!("profile {} of {} {what}", printable(profile), path.display()),
@@ -432,7 +434,9 @@ fn refused(reply: &Reply, url: &Url) -> KekErrorKind {
 
 fn malformed(url: &Url) -> KekErrorKind {
     let host = url.authority();
-    KekErrorKind::Unreachable { reason: format!("{host} answers with something else than credentials") }
+    KekErrorKind::Unreachable {
+        reason: format!("{host} answers with something else than credentials"),
+    }
 }
 
 fn failed(reason: String) -> KekErrorKind {

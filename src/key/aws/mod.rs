@@ -6,7 +6,8 @@
 //! older material goes on decrypting. Where an alias points is for new wraps only: a slot's key is
 //! asked by its own ARN, and must be of the account and region that the URI says.
 //!
-//! What a mount has to be granted: `kms:Decrypt`; to wrap, also `kms:DescribeKey` and `kms:Encrypt`.
+//! What a mount has to be granted: `kms:Decrypt`; to wrap, also `kms:DescribeKey` and
+//! `kms:Encrypt`.
 
 mod answer;
 mod credentials;
@@ -256,12 +257,16 @@ impl AwsProvider {
         self.error(KekErrorKind::Unreachable { reason }, about)
     }
 
-    /// The credentials that there are, if they are good for a while and `anew` is not asked for;
-    /// else others. Those that are about to end are better than none.
-    fn credentials(&self, deadline: Deadline, anew: bool) -> Result<Arc<Credentials>, KekError> {
+    /// The credentials that there are, if they are good for a while and not those that were
+    /// `refused`; else others. Those that are about to end are better than none.
+    fn credentials(
+        &self,
+        deadline: Deadline,
+        refused: Option<&Arc<Credentials>>,
+    ) -> Result<Arc<Credentials>, KekError> {
         let mut current = self.credentials.lock();
-        let good = |c: &&Arc<Credentials>| !anew && !c.end_within(MARGIN);
-        if let Some(credentials) = current.as_ref().filter(good) {
+        let known = current.clone().filter(|c| refused.is_none_or(|r| !Arc::ptr_eq(r, c)));
+        if let Some(credentials) = known.as_ref().filter(|c| !c.end_within(MARGIN)) {
             return Ok(credentials.clone());
         }
         match self.source.get(deadline) {
@@ -271,13 +276,14 @@ impl AwsProvider {
                 Ok(credentials)
             }
             Err(kind) => {
-                let old = current.as_ref().filter(|c| !anew && !c.end_within(Duration::ZERO));
-                old.cloned().ok_or_else(|| self.error(kind, ""))
+                let old = known.filter(|c| !c.end_within(Duration::ZERO));
+                old.ok_or_else(|| self.error(kind, ""))
             }
         }
     }
 
-    /// Asks, again while the service is busy, and once more with new credentials if these are refused.
+    /// Asks, again while the service is busy, and once more with new credentials if these are
+    /// refused.
     fn ask(
         &self,
         operation: Operation,
@@ -285,20 +291,20 @@ impl AwsProvider {
         deadline: Deadline,
         body: &[u8],
     ) -> Result<Reply, KekError> {
-        let (mut wait, mut anew, mut renewed) = (BACKOFF, false, false);
+        let mut wait = BACKOFF;
+        let mut ended: Option<Arc<Credentials>> = None;
         for attempt in 1.. {
-            let credentials = self.credentials(deadline, anew)?;
+            let credentials = self.credentials(deadline, ended.as_ref())?;
             let reply = self.ask_once(operation, about, deadline, body, &credentials)?;
             if reply.status() == 200 {
                 return Ok(reply);
             }
             let exception = Exception::of(&reply);
             let refused = exception.as_ref();
-            if refused.is_some_and(Exception::is_about_credentials) && !renewed {
-                (anew, renewed) = (true, true);
+            if refused.is_some_and(Exception::is_about_credentials) && ended.is_none() {
+                ended = Some(credentials);
                 continue;
             }
-            anew = false;
             let busy = refused.is_some_and(Exception::is_busy);
             if busy && attempt < ATTEMPTS_MAX && wait < deadline.remaining() {
                 std::thread::sleep(wait);
@@ -449,11 +455,15 @@ impl KekProvider for AwsProvider {
         let deadline = self.client.deadline();
         let key = self.usable_key(deadline)?;
         let context = binding.associated_data();
-        let blobs = secrets.iter().map(|secret| self.wrap_one(&key.arn, &context, secret, deadline));
+        let blobs =
+            secrets.iter().map(|secret| self.wrap_one(&key.arn, &context, secret, deadline));
         let blobs = blobs.collect::<Result<_, _>>()?;
         let key_version = key.version();
         let (key_id, algorithm) = (key.arn, Algorithm::A256Gcm);
-        Ok(Wrapped { kek: KekReference { key_id, key_version, algorithm, parameters: None }, blobs })
+        Ok(Wrapped {
+            kek: KekReference { key_id, key_version, algorithm, parameters: None },
+            blobs,
+        })
     }
 
     fn unwrap(

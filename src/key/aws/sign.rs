@@ -24,8 +24,8 @@ pub(super) struct Target<'a> {
     pub(super) date: &'a str,
 }
 
-/// The `Authorization` header for a request with `body`. If the credentials have a session token, it
-/// is signed, too, and must be sent as `X-Amz-Security-Token`.
+/// The `Authorization` header for a request with `body`. If the credentials have a session token,
+/// it is signed, too, and must be sent as `X-Amz-Security-Token`.
 pub(super) fn authorization(target: &Target<'_>, credentials: &Credentials, body: &[u8]) -> String {
     let Target { host, region, service, operation, content_type, date } = target;
     // In order of their names.

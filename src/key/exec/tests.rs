@@ -18,8 +18,8 @@ struct Plugin {
 }
 
 impl Plugin {
-    /// A plugin that is this shell script. Another process writes it: were it open for writing here,
-    /// a child of another test could have it open when it is to be run (ETXTBSY).
+    /// A plugin that is this shell script. Another process writes it: were it open for writing
+    /// here, a child of another test could have it open when it is to be run (ETXTBSY).
     fn new(script: &str) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let directory_path = directory.path().canonicalize().expect("it exists");
@@ -116,8 +116,8 @@ fn protocol() {
     assert!(plugin.read("request").contains("\"create-version\""));
 }
 
-/// Two keys that are wrapped under two versions, because one was made in between, are wrapped again;
-/// a plugin that never comes to rest is refused.
+/// Two keys that are wrapped under two versions, because one was made in between, are wrapped
+/// again; a plugin that never comes to rest is refused.
 #[test]
 fn one_version_for_all() {
     let count = "n=$(($(cat \"${0%/*}/count\" 2>/dev/null || echo 0) + 1)); \
@@ -163,8 +163,8 @@ fn error_classes() {
     }
 }
 
-/// What is not exactly an answer of the protocol is none: an outage, never a decision about the key,
-/// and nothing of it is shown.
+/// What is not exactly an answer of the protocol is none: an outage, never a decision about the
+/// key, and nothing of it is shown.
 #[test]
 fn garbage() {
     let long = format!("{{\"protocol\":1,\"ok\":{{\"value\":\"{}\"}}}}", "QUFB".repeat(300));

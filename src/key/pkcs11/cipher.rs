@@ -64,8 +64,8 @@ fn candidates(connection: &Connection, key: &Key) -> Result<Vec<Algorithm>, Fail
         };
     }
     let (has_gcm, _) = object::uses(connection, MechanismType::AES_GCM);
-    let (_, has_wrap) = object::uses(connection, MechanismType::AES_KEY_WRAP);
-    if !has_gcm && !has_wrap {
+    let (encrypts, wraps) = object::uses(connection, MechanismType::AES_KEY_WRAP);
+    if !has_gcm && !encrypts && !wraps {
         let reason = "the token has neither CKM_AES_GCM nor CKM_AES_KEY_WRAP".to_owned();
         return Err(KekErrorKind::BadRequest { reason }.into());
     }
@@ -73,12 +73,28 @@ fn candidates(connection: &Connection, key: &Key) -> Result<Vec<Algorithm>, Fail
     if has_gcm && key.can_encrypt && key.can_decrypt {
         algorithms.push(Algorithm::A256Gcm);
     }
-    if has_wrap && key.can_wrap && key.can_unwrap {
+    let can_encrypt = encrypts && key.can_encrypt && key.can_decrypt;
+    if can_encrypt || wraps && key.can_wrap && key.can_unwrap {
         algorithms.push(Algorithm::A256Kw);
     }
     match algorithms.is_empty() {
         true => denied("CKA_ENCRYPT and CKA_DECRYPT, or CKA_WRAP and CKA_UNWRAP"),
         false => Ok(algorithms),
+    }
+}
+
+/// What the key may not do of what a volume needs, by the names of its attributes.
+pub(super) fn missing(connection: &Connection, key: &Key) -> Vec<String> {
+    match candidates(connection, key) {
+        Err(Failure::Known(KekErrorKind::Denied { .. }, _)) if key.kind == Kind::Rsa => {
+            vec!["CKA_DECRYPT".to_owned()]
+        }
+        Err(Failure::Known(KekErrorKind::Denied { .. }, _)) => {
+            let uses = [(key.can_encrypt, "CKA_ENCRYPT"), (key.can_decrypt, "CKA_DECRYPT")];
+            let missing = uses.iter().filter(|(can, _)| !can);
+            missing.map(|(_, name)| (*name).to_owned()).collect()
+        }
+        _ => Vec::new(),
     }
 }
 
@@ -104,6 +120,9 @@ fn wrap_one(
             }
             // Some tokens draw the nonce themselves and write it over the one that they are given.
             Ok([&[GCM_FORM][..], &nonce, &sealed].concat())
+        }
+        Algorithm::A256Kw if encrypts_by_key_wrap(connection, key) => {
+            Ok(session.encrypt(&Mechanism::AesKeyWrap, key.handle, secret.expose())?)
         }
         Algorithm::A256Kw => {
             let value = import(connection, secret)?;
@@ -164,10 +183,19 @@ fn open(
             let parameters = GcmParams::new(&mut nonce, aad.as_bytes(), tag_bits())?;
             decrypt(connection, key, &Mechanism::AesGcm(parameters), sealed)
         }
+        Algorithm::A256Kw if encrypts_by_key_wrap(connection, key) => {
+            decrypt(connection, key, &Mechanism::AesKeyWrap, blob)
+        }
         Algorithm::A256Kw => export(connection, key, &Mechanism::AesKeyWrap, blob),
         _ if key.can_decrypt => decrypt(connection, key, &oaep(algorithm), blob),
         _ => export(connection, key, &oaep(algorithm), blob),
     }
+}
+
+/// Whether AES key wrap goes by C_Encrypt and C_Decrypt, which need no object for the secret; some
+/// tokens have only C_WrapKey and C_UnwrapKey. What comes out is the same.
+fn encrypts_by_key_wrap(connection: &Connection, key: &Key) -> bool {
+    key.can_encrypt && key.can_decrypt && object::uses(connection, MechanismType::AES_KEY_WRAP).0
 }
 
 /// What `error`, said of an unwrapping, means: where it may be about the blob or about anything,

@@ -157,7 +157,8 @@ pub(super) fn may_be_about_data(code: RvError) -> bool {
     )
 }
 
-/// Whether `code` says that the token cannot do what was asked, as opposed to failing at it.
+/// Whether `code` says that the token cannot do what was asked, as opposed to failing at it. NSS
+/// says CKR_BUFFER_TOO_SMALL, because the length that it asks for AES-GCM is without the tag.
 pub(super) fn is_unsupported(code: RvError) -> bool {
     matches!(
         code,
@@ -165,5 +166,6 @@ pub(super) fn is_unsupported(code: RvError) -> bool {
             | RvError::MechanismParamInvalid
             | RvError::ArgumentsBad
             | RvError::FunctionNotSupported
+            | RvError::BufferTooSmall
     )
 }

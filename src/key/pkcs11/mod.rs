@@ -30,7 +30,7 @@ use self::object::Key;
 use self::token::{Connection, PinSource};
 use self::uri::Uri;
 use super::{
-    Authorization, Binding, KekError, KekErrorKind, KekProvider, ProviderOptions, Wrapped,
+    Authorization, Binding, Health, KekError, KekErrorKind, KekProvider, ProviderOptions, Wrapped,
 };
 use crate::crypto::Secret;
 use crate::format::config::{Algorithm, KekReference};
@@ -83,8 +83,13 @@ pub fn from_uri(uri: &str, options: &ProviderOptions) -> Result<Arc<dyn KekProvi
                 .to_owned(),
         );
     }
-    let query = operators_query(&parsed, &options.authorization);
+    let mut query = operators_query(&parsed, &options.authorization);
     parsed.query = None;
+    let settings = options.settings(&parsed.canonical())?.pkcs11;
+    if query.module_path.is_none() && query.module_name.is_none() {
+        query.module_path = settings.module;
+    }
+    query.pin_source = query.pin_source.or(settings.pin_file);
     Ok(Arc::new(Pkcs11Provider {
         uri: parsed.canonical(),
         parsed,
@@ -94,7 +99,7 @@ pub fn from_uri(uri: &str, options: &ProviderOptions) -> Result<Arc<dyn KekProvi
     }))
 }
 
-/// What the operator says of how to reach `wanted`: with the same path, else with none.
+/// What the command line says of how to reach `wanted`: with the same path, else with none.
 fn operators_query(wanted: &Uri, authorization: &Authorization) -> uri::Query {
     let entries: Vec<Uri> =
         authorization.entries().filter_map(|entry| Uri::parse(entry).ok()).collect();
@@ -199,6 +204,19 @@ impl KekProvider for Pkcs11Provider {
         self.with(&about, |connection| {
             let key = object::version(connection, &self.parsed, &id)?;
             cipher::unwrap(connection, &key, kek.algorithm, binding, wrapped)
+        })
+    }
+
+    fn health(&self) -> Result<Health, KekError> {
+        self.with("", |connection| {
+            let key = object::newest(connection, &self.parsed)?;
+            Ok(Health {
+                version: Some(key.version.name()),
+                not_before: key.version.start.and_then(|date| object::midnight(date, 0)),
+                expires: key.end.and_then(|date| object::midnight(date, 1)),
+                operations_missing: cipher::missing(connection, &key),
+                ..Health::default()
+            })
         })
     }
 

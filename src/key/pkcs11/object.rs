@@ -1,5 +1,7 @@
 //! Keys on a token: which objects a URI means, and which of them is the newest version.
 
+use std::time::SystemTime;
+
 use cryptoki::mechanism::MechanismType;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session;
@@ -46,7 +48,7 @@ pub(super) struct Version {
     /// CKA_ID.
     pub(super) id: Vec<u8>,
     /// CKA_START_DATE as `YYYYMMDD`, if it has one.
-    start: Option<[u8; 8]>,
+    pub(super) start: Option<[u8; 8]>,
 }
 
 impl Version {
@@ -241,6 +243,15 @@ pub(super) fn today() -> [u8; 8] {
     text.as_bytes().try_into().expect("years have four digits until 9999")
 }
 
+/// The begin of that day, UTC, or of one so many days later; `None` if there is no such day.
+pub(super) fn midnight(date: [u8; 8], days_later: i64) -> Option<SystemTime> {
+    let number = |digits: &[u8]| std::str::from_utf8(digits).ok()?.parse::<i16>().ok();
+    let [month, day] = [&date[4..6], &date[6..]].map(|digits| number(digits).map(|n| n as i8));
+    let date = jiff::civil::Date::new(number(&date[..4])?, month?, day?).ok()?;
+    let date = date.checked_add(jiff::Span::new().days(days_later)).ok()?;
+    Some(date.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().into())
+}
+
 /// Why no key was chosen.
 #[derive(Debug, PartialEq, Eq)]
 enum Choice {
@@ -248,7 +259,7 @@ enum Choice {
     Refused(String),
 }
 
-/// Which of `versions` is the newest: that with the latest CKA_START_DATE that is not after `today`;
+/// Which of `versions` is the newest: the latest CKA_START_DATE that is not after `today`;
 /// of the same day, that with the higher CKA_ID. A key without a date is older than any with one,
 /// and there may be only one of that sort: which of two is meant is not guessed.
 fn choose(versions: &[&Version], today: &[u8; 8]) -> Result<usize, Choice> {
@@ -279,7 +290,7 @@ fn same_id(id: &[u8]) -> String {
     format!("several keys have CKA_ID {}; give each its own, or add type= to the URI", hex(id))
 }
 
-/// Whether the token has `mechanism` for encryption and decryption, and for wrapping and unwrapping.
+/// Whether the token has `mechanism` for encryption and decryption; for wrapping and unwrapping.
 pub(super) fn uses(connection: &Connection, mechanism: MechanismType) -> (bool, bool) {
     match connection.pkcs11.get_mechanism_info(connection.slot, mechanism) {
         Ok(info) => (info.encrypt() && info.decrypt(), info.wrap() && info.unwrap()),
@@ -327,5 +338,18 @@ mod tests {
         }
         assert_eq!(modulus_bits(&[0, 0x80, 0]), 16);
         assert_eq!(modulus_bits(&[]), 0);
+    }
+
+    /// Days of the token's calendar, and what is none.
+    #[test]
+    fn dates() {
+        let seconds = |date, later| {
+            let time = midnight(date, later)?.duration_since(SystemTime::UNIX_EPOCH);
+            time.ok().map(|time| time.as_secs())
+        };
+        assert_eq!(seconds(*b"19700102", 0), Some(86_400));
+        assert_eq!(seconds(*b"19691231", 1), Some(0));
+        assert_eq!(midnight(*b"20260230", 0), None);
+        assert_eq!(midnight(*b"00000000", 0), None);
     }
 }

@@ -48,8 +48,8 @@ fn words(reply: &Reply) -> Option<String> {
     Some(presentable(errors.join("; ").as_bytes()))
 }
 
-/// Beginnings of the service's words in a status 400, and what they mean. From OpenBao 2.7 and Vault,
-/// in `helper/keysutil` and `builtin/logical/transit`.
+/// Beginnings of the service's words in a status 400, and what they mean. From OpenBao 2.7 and
+/// Vault, in `helper/keysutil` and `builtin/logical/transit`.
 type Meaning = fn() -> KekErrorKind;
 const MEANINGS: &[(&str, Meaning)] = &[
     ("message authentication failed", || KekErrorKind::Integrity),
@@ -67,8 +67,8 @@ pub(super) fn refusal(reply: &Reply, operation: Operation, key_id: &str) -> Refu
     let words = words(reply);
     let no_service = || KekErrorKind::Unreachable {
         reason: format!(
-            "status {status}, but not from OpenBao or Vault; is the URL right, and is there a proxy \
-             in between?"
+            "status {status}, but not from OpenBao or Vault; is the URL right, and is there a \
+             proxy in between?"
         ),
     };
     let kind = match (status, &words) {
@@ -92,33 +92,33 @@ pub(super) fn refusal(reply: &Reply, operation: Operation, key_id: &str) -> Refu
         }
         (404, Some(said)) if said.contains("no handler for route") => match operation {
             Operation::Login => KekErrorKind::Configuration {
-                problem: "the auth method is not mounted there; set auth_mount, or enable it".into(),
+                problem: "the auth method is not mounted there; set auth_mount, or enable it"
+                    .into(),
             },
             _ => KekErrorKind::Gone { recoverable: false },
         },
         // So a key that is not there is answered.
-        (404, Some(_)) if operation != Operation::Login => KekErrorKind::Gone { recoverable: false },
+        (404, Some(_)) if operation != Operation::Login => {
+            KekErrorKind::Gone { recoverable: false }
+        }
         (_, Some(said)) => KekErrorKind::BadRequest { reason: format!("status {status}: {said}") },
     };
     let cause = match (&kind, words) {
-        (KekErrorKind::Gone { .. }, Some(said)) if said.is_empty() => {
-            Some(format!("there is no key {key_id}; its name is spelt otherwise, or it was deleted"))
+        (KekErrorKind::Gone { .. }, Some(said)) if said.is_empty() => Some(format!(
+            "there is no key {key_id}; its name is spelt otherwise, or it was deleted"
+        )),
+        (KekErrorKind::Gone { .. } | KekErrorKind::Disabled | KekErrorKind::Integrity, said) => {
+            said
         }
-        (KekErrorKind::Gone { .. } | KekErrorKind::Disabled | KekErrorKind::Integrity, said) => said,
         _ => None,
     };
     Refusal { kind, cause }
 }
 
-/// What a 403 means, with a token that is good for other requests (`valid`) or not. A token that was
-/// revoked and a right that was taken away are answered alike; only the second is a decision about
-/// the key.
-pub(super) fn forbidden(
-    reply: &Reply,
-    operation: Operation,
-    key_id: &str,
-    valid: bool,
-) -> Refusal {
+/// What a 403 means, with a token that is good for other requests (`valid`) or not. A token that
+/// was revoked and a right that was taken away are answered alike; only the second is a decision
+/// about the key.
+pub(super) fn forbidden(reply: &Reply, operation: Operation, key_id: &str, valid: bool) -> Refusal {
     let Some(said) = words(reply) else { return refusal(reply, operation, key_id) };
     let (mount, key) = key_id.split_once("/keys/").unwrap_or(("transit", key_id));
     let (capability, path) = match operation {

@@ -36,9 +36,17 @@ pub(super) struct Login {
 
 enum Method {
     /// From a file, or else from the environment.
-    Token { file: Option<PathBuf> },
-    AppRole { role_id: String, secret_id_file: Option<PathBuf> },
-    Kubernetes { role: String, token_file: PathBuf },
+    Token {
+        file: Option<PathBuf>,
+    },
+    AppRole {
+        role_id: String,
+        secret_id_file: Option<PathBuf>,
+    },
+    Kubernetes {
+        role: String,
+        token_file: PathBuf,
+    },
 }
 
 /// A token, and until when it is good.
@@ -51,9 +59,8 @@ impl Session {
     /// The token, as a header takes it.
     pub(super) fn token(&self) -> Result<&str, Refusal> {
         let text = std::str::from_utf8(self.token.expose()).ok();
-        let is_token = |text: &&str| {
-            !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
-        };
+        let is_token =
+            |text: &&str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
         let problem = "the token is empty or has other characters than a token; \
                        put nothing else into the file or variable";
         text.filter(is_token).ok_or_else(|| configuration(problem.to_owned()))
@@ -91,9 +98,9 @@ struct Granted<'a> {
 }
 
 impl Login {
-    /// What `settings` and, for what they leave open, the environment say about the service of `url`.
-    /// Without `auth`, it is an AppRole if there is a `role_id`, Kubernetes if there is a `role`, and
-    /// else a token.
+    /// What `settings` and, for what they leave open, the environment say about the service of
+    /// `url`. Without `auth`, an AppRole if there is a `role_id`, Kubernetes if there is a `role`,
+    /// and else a token.
     pub(super) fn new(url: &Url, settings: &TransitSettings) -> Result<Self, String> {
         let auth = settings.auth.unwrap_or(match settings {
             TransitSettings { role_id: Some(_), .. } => TransitAuth::Approle,
@@ -135,15 +142,17 @@ impl Login {
         }
     }
 
-    /// The token that there is, if it is good for a while and `anew` is not asked for; else another.
+    /// The token that there is, if it is good for a while and not the one that was `refused`; else
+    /// another. Whoever comes while somebody logs in waits for that login.
     pub(super) fn session(
         &self,
         client: &Client,
         deadline: Deadline,
-        anew: bool,
+        refused: Option<&Arc<Session>>,
     ) -> Result<Arc<Session>, Refusal> {
         let mut current = self.session.lock();
-        if let Some(session) = current.as_ref().filter(|session| !anew && !session.is_over()) {
+        let was_refused = |session: &Arc<Session>| refused.is_some_and(|r| Arc::ptr_eq(r, session));
+        if let Some(session) = current.as_ref().filter(|s| !s.is_over() && !was_refused(s)) {
             return Ok(session.clone());
         }
         let session = Arc::new(match &self.method {
@@ -228,7 +237,7 @@ fn given_token(path: Option<&Path>) -> Result<Secret, Refusal> {
 fn secret_id(path: Option<&Path>) -> Result<Option<Secret>, Refusal> {
     match path {
         Some(path) => read(path, ("read the secret id from", "secret id")).map(Some),
-        None => Ok(variable(SECRET_ID_VARIABLES).as_deref().map(to_secret_str)),
+        None => Ok(variable(SECRET_ID_VARIABLES).map(|value| to_secret(&value))),
     }
 }
 
@@ -249,11 +258,7 @@ fn variable(names: &[&str]) -> Option<Zeroizing<String>> {
     values.map(Zeroizing::new).find(|value| !value.is_empty())
 }
 
-fn to_secret(text: &Zeroizing<String>) -> Secret {
-    to_secret_str(text)
-}
-
-fn to_secret_str(text: &str) -> Secret {
+fn to_secret(text: &str) -> Secret {
     Secret::from_fn(text.len(), |target| target.copy_from_slice(text.as_bytes()))
 }
 

@@ -2,9 +2,10 @@
 //! HashiCorp Vault. MOUNT is where the engine is mounted, `transit` by default, perhaps below
 //! namespaces.
 //!
-//! The key must be there, of type `aes256-gcm96` and not derived. It is looked up before anything is
-//! wrapped: a token with the capability `create` would otherwise make a misspelt key. The volume is
-//! the associated data, so `rewrap`, which takes none, is of no use: a rotation unwraps and wraps.
+//! The key must be there, of type `aes256-gcm96` and not derived. It is looked up before anything
+//! is wrapped: a token with the capability `create` would otherwise make a misspelt key. The volume
+//! is the associated data, so `rewrap`, which takes none, is of no use: a rotation unwraps and
+//! wraps.
 //!
 //! What a mount has to be granted: `update` on `MOUNT/decrypt/KEY`; to wrap, also `read` on
 //! `MOUNT/keys/KEY` and `update` on `MOUNT/encrypt/KEY`. Never `create`.
@@ -23,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use self::answer::{Operation, Refusal};
-use self::auth::Login;
+use self::auth::{Login, Session};
 use super::authorize::EndpointSettings;
 use super::http::{Client, Deadline, Reply, Request, Url};
 use super::redact::decode_secret;
@@ -147,15 +148,16 @@ struct Decrypted<'a> {
 impl TransitProvider {
     /// Sends what `make` makes with a token, logging in when there is none; once more if it is
     /// refused with a token that may have ended.
-    fn ask(
+    fn ask<'a>(
         &self,
         operation: Operation,
         about: &str,
         deadline: Deadline,
-        make: impl Fn() -> Request<'_>,
+        make: impl Fn() -> Request<'a>,
     ) -> Result<Reply, KekError> {
-        for attempt in 1.. {
-            let session = self.login.session(&self.client, deadline, attempt > 1);
+        let mut refused: Option<Arc<Session>> = None;
+        loop {
+            let session = self.login.session(&self.client, deadline, refused.as_ref());
             let session = session.map_err(|refusal| self.refused(refusal, about))?;
             let token = session.token().map_err(|refusal| self.refused(refusal, about))?;
             let request = self.login.with_namespace(make()).header(TOKEN, token);
@@ -168,7 +170,9 @@ impl TransitProvider {
             match reply.status() {
                 200 | 204 => return Ok(reply),
                 // The token may have ended, and a right look the same.
-                403 if attempt == 1 && self.login.may_have_ended(&session) => {}
+                403 if refused.is_none() && self.login.may_have_ended(&session) => {
+                    refused = Some(session);
+                }
                 403 => {
                     let valid = self.login.is_valid(&self.client, token, deadline);
                     let valid = valid.map_err(|error| error.into_kek(&self.uri, about))?;
@@ -181,7 +185,6 @@ impl TransitProvider {
                 }
             }
         }
-        unreachable!("the second attempt returns")
     }
 
     fn refused(&self, refusal: Refusal, about: &str) -> KekError {
@@ -204,9 +207,8 @@ impl TransitProvider {
     fn key(&self, deadline: Deadline) -> Result<KeyData, KekError> {
         let about = &self.key_id;
         let reply = self.ask(Operation::Read, about, deadline, || Request::get(&self.urls.key))?;
-        let Envelope { data } = reply
-            .json::<Envelope<KeyData>>()
-            .map_err(|error| error.into_kek(&self.uri, about))?;
+        let Envelope { data } =
+            reply.json::<Envelope<KeyData>>().map_err(|error| error.into_kek(&self.uri, about))?;
         if data.latest_version == 0 || data.latest_version > u64::from(u32::MAX) {
             return Err(self.unexpected("with a key that has no version", about));
         }
@@ -245,7 +247,8 @@ impl TransitProvider {
     ) -> Result<Vec<u8>, KekError> {
         let about = self.about(version);
         let plaintext = Zeroizing::new(STANDARD.encode(secret.expose()));
-        let body = to_json(&Encrypt { plaintext: &plaintext, associated_data, key_version: version });
+        let body =
+            to_json(&Encrypt { plaintext: &plaintext, associated_data, key_version: version });
         let make = || Request::post_json(&self.urls.encrypt, &body);
         let reply = self.ask(Operation::Encrypt, &about, deadline, make)?;
         let Envelope { data } = reply

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::server::{IMPATIENT, ca_line, host_and_port, options, python, variable};
 use super::{output, server};
 use crate::alone::Prepared;
-use crate::peer::{Act, NetworkPeer, Peer, Row};
+use crate::peer::{Act, NetworkPeer, Peer, Quirk, Row};
 
 pub const MINISTACK: Row = Row {
     name: "ministack",
@@ -16,14 +16,17 @@ pub const MINISTACK: Row = Row {
     not_offered: "it does not know RotateKeyOnDemand, and checks no signatures",
     binds: true,
     at_once: 100,
-    authenticates: true,
+    quirks: &[Quirk::TakesAnyKey],
+    authenticates: false,
 };
 pub const MOTO: Row = Row {
     name: "moto",
-    offers: &[Act::Rotate],
-    not_offered: "it takes disabled and deleted keys, and every signature",
+    offers: &[],
+    not_offered: "it takes disabled and deleted keys and every signature, and names no key \
+                  material, so that versions look alike",
     binds: true,
     at_once: 100,
+    quirks: &[Quirk::DeniesChanged],
     authenticates: true,
 };
 /// Of nobody: the peers take any.
@@ -143,5 +146,9 @@ impl NetworkPeer for Aws {
 
     fn options_at(&self, origin: &str, ca_file: &Path) -> ProviderOptions {
         self.options_with(origin, &(ca_line(ca_file) + IMPATIENT))
+    }
+
+    fn lies(&self) -> Vec<(String, String)> {
+        vec![(self.keys[0].clone(), self.keys[1].clone())]
     }
 }

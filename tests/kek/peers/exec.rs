@@ -14,6 +14,7 @@ pub const ROW: Row = Row {
     not_offered: "the example's key is a file of the host: it is there or not",
     binds: true,
     at_once: 4,
+    quirks: &[],
     authenticates: true,
 };
 
@@ -34,7 +35,18 @@ pub fn prepare(scratch: &Path) -> Prepared {
         std::fs::write(&place, own).expect("writable");
         output("chmod", &["700", place.to_str().expect("ASCII")]);
     }
-    Prepared::default()
+    let secrets = ["one", "other"].map(|name| {
+        let secret = scratch.join(format!("{name}.secret"));
+        let made = std::process::Command::new("systemd-creds")
+            .arg("setup")
+            .env("SYSTEMD_CREDENTIAL_SECRET", &secret)
+            .output()
+            .expect("systemd-creds is needed (package systemd)");
+        assert!(made.status.success(), "{made:?}");
+        let bytes = std::fs::read(&secret).expect("it was made");
+        bytes[bytes.len() - 64..].to_vec()
+    });
+    Prepared { secrets: secrets.to_vec(), ..Prepared::default() }
 }
 
 pub fn peer(scratch: &Path) -> Exec {

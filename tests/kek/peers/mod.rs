@@ -7,6 +7,7 @@ pub mod openbao;
 pub mod passphrase;
 pub mod server;
 pub mod softhsm;
+pub mod vault;
 
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;

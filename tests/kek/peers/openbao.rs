@@ -17,6 +17,7 @@ pub const ROW: Row = Row {
     not_offered: "",
     binds: true,
     at_once: 100,
+    quirks: &[],
     authenticates: true,
 };
 
@@ -56,7 +57,7 @@ impl OpenBao {
         let ca_file = self.ca_file.to_str().expect("ASCII");
         let token = format!("X-Vault-Token: {}", variable("OPENBAO_TOKEN"));
         let always = ["--silent", "--show-error", "--fail-with-body", "--cacert", ca_file];
-        let text = output("curl", &[&always, &["--header", &token, &url], arguments].concat());
+        let text = output("curl", &[&always[..], &["--header", &token, &url], arguments].concat());
         serde_json::from_str(&text).unwrap_or(Value::Null)
     }
 

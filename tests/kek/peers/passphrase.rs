@@ -15,6 +15,7 @@ pub const ROW: Row = Row {
     not_offered: "a passphrase is known or not; it has no versions and no keeper",
     binds: false,
     at_once: 8,
+    quirks: &[],
     authenticates: true,
 };
 const PASSPHRASE: &str = "correct horse battery staple";
