@@ -226,8 +226,11 @@ impl VolumeControl for Control {
         let remembered = self.remember(&serving);
         self.tree.lock();
         let Serving { volume, keys } = serving;
-        // The volume's own threads have ended with it, and the tree is gone.
-        if Arc::into_inner(volume).is_none() | Arc::into_inner(keys).is_none() {
+        // The volume's own threads have ended with it, and the tree is gone. The volume shares the
+        // keys, so it goes first.
+        let volume_gone = Arc::into_inner(volume).is_some();
+        let keys_gone = Arc::into_inner(keys).is_some();
+        if !(volume_gone && keys_gone) {
             log::error!("a defect keeps keys in memory; end the daemon to be sure");
         }
         memory::trim_heap();
