@@ -194,12 +194,9 @@ impl VolumeControl for Control {
     }
 
     fn check(&self) -> Answer {
-        // A passphrase is known to who typed it, and cannot be taken away.
-        let typed = self.options.passphrase_file.is_none();
-        let of_passphrase = |config: &Config| {
-            config.slot(self.slot).is_some_and(|slot| slot.provider.starts_with("passphrase:"))
-        };
-        if typed && of_passphrase(&self.config.lock()) {
+        // What a passphrase opens cannot be taken away, and deriving its key is made to be dear.
+        let slot = self.config.lock().slot(self.slot).map(|slot| slot.provider.clone());
+        if slot.is_some_and(|provider| provider.starts_with("passphrase:")) {
             return Answer::Granted;
         }
         let opened = match self.ask(&self.options) {

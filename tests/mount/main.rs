@@ -12,6 +12,7 @@ mod backing;
 mod data;
 mod directory;
 mod holes;
+mod lease;
 mod links;
 mod locks;
 mod metadata;
