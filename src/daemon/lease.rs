@@ -165,13 +165,14 @@ impl Driver {
         let lease = self.lease.lock();
         let now = clock::since_boot();
         let ago = |then: Duration| now.saturating_sub(then).as_secs();
+        let left = |then: Duration| then.saturating_sub(now).as_secs();
         json!({
             "state": name(lease.state()),
             "lease": {
                 "since_s": ago(lease.since()),
                 "last_good_s": ago(lease.last_good()),
-                "next_check_in_s": lease.next_check().map(|next| next.saturating_sub(now).as_secs()),
-                "grace_ends_in_s": lease.grace_ends().map(|end| end.saturating_sub(now).as_secs()),
+                "next_check_in_s": lease.next_check().map(left),
+                "grace_ends_in_s": lease.grace_ends().map(left),
                 "problem": lease.problem(),
             },
         })
