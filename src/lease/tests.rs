@@ -1,3 +1,5 @@
+//! What a lease does in each state, by hand and in every sequence of events.
+
 use super::*;
 
 const fn s(seconds: u64) -> Duration {
@@ -199,9 +201,8 @@ fn every_sequence() {
             let is_serving = matches!(lease.state(), State::Unlocked | State::Degraded);
             assert!(!is_serving || serving || event == 6, "{code}: serves without a grant");
             assert!(lease.since() <= now && lease.last_good() <= now, "{code}");
-            let silent =
-                matches!(lease.state(), State::Draining(_) | State::Locked(Reason::Manual));
-            assert_eq!(lease.next_check().is_none(), silent, "{code}");
+            let asks = !matches!(lease.state(), State::Draining(_) | State::Locked(Reason::Manual));
+            assert_eq!(lease.next_check().is_some(), asks, "{code}");
         }
     }
 }
