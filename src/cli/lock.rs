@@ -10,7 +10,6 @@ use super::exit::Exit;
 use super::hint::Failure;
 use super::place;
 use crate::daemon::{self, paths};
-use crate::sys::mount;
 
 /// How long a daemon may take to write what was acknowledged, or to open the volume again.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -45,10 +44,7 @@ pub fn unlock(arguments: &UnlockArgs) -> Result<(), Failure> {
 
 fn ask(path: &Path, request: &Value, refused: Exit) -> Result<(), Failure> {
     let shown = path.display();
-    let Some(found) = place::find_mount(path)? else {
-        return Err(Failure::new(Exit::NotMounted, format!("{shown} is not a mount of atrest"))
-            .hint(format!("To list them: findmnt -t {}", mount::TYPE)));
-    };
+    let found = place::mount_of(path)?;
     let id = place::config(&found.source)?.claims().volume_id.to_string();
     let socket: PathBuf = paths::control_socket(&id)
         .map_err(|error| Failure::io("find the daemon of", &found.source, &error))?;

@@ -80,6 +80,18 @@ pub fn find_mount(path: &Path) -> Result<Option<Mount>, Failure> {
     Ok(found.next().cloned())
 }
 
+/// As [`find_mount`], for who needs one.
+///
+/// # Errors
+/// Those of [`find_mount`], and [`Exit::NotMounted`].
+pub fn mount_of(path: &Path) -> Result<Mount, Failure> {
+    find_mount(path)?.ok_or_else(|| {
+        let message = format!("{} is not a mount of atrest", path.display());
+        Failure::new(Exit::NotMounted, message)
+            .hint(format!("To list them: findmnt -t {}", mount::TYPE))
+    })
+}
+
 /// All mounts of atrest that this process sees.
 ///
 /// # Errors

@@ -23,11 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// # Errors
 /// [`Exit::NotMounted`], [`Exit::Busy`], [`Exit::NotDurable`], [`Exit::DaemonSilent`].
 pub fn run(arguments: &UmountArgs) -> Result<(), Failure> {
-    let shown = arguments.path.display();
-    let Some(found) = place::find_mount(&arguments.path)? else {
-        return Err(Failure::new(Exit::NotMounted, format!("{shown} is not a mount of atrest"))
-            .hint(format!("To list them: findmnt -t {}", mount::TYPE)));
-    };
+    let found = place::mount_of(&arguments.path)?;
     let daemon = daemon_of(&found.source)?;
     if daemon.is_some() {
         sync(&found.source)?;

@@ -11,7 +11,8 @@ use rustls_pki_types::pem::PemObject as _;
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use super::{KeyArgs, client};
+use super::client;
+use super::objects::VaultArgs;
 use crate::cli::exit::Exit;
 use crate::cli::hint::Failure;
 use crate::vault::admin::{self, Command};
@@ -20,16 +21,6 @@ use crate::vault::policy::Model;
 use crate::vault::ratelimit::Rate;
 
 const DAY: u64 = 24 * 3600;
-
-/// A vault, and how to open it if nobody serves it.
-#[derive(Args, Clone, Debug)]
-pub struct VaultArgs {
-    /// Directory of the vault
-    pub directory: PathBuf,
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub keys: KeyArgs,
-}
 
 /// An identity of a vault.
 #[derive(Args, Clone, Debug)]
