@@ -50,12 +50,10 @@ impl Driver {
                 let action = lease.answered(began, jitter(), answer);
                 (action, lease.state())
             };
-            if before != after {
-                self.tell(after);
-            }
             match action {
                 Some(Action::Drain(reason)) => drop(self.drain(reason)),
                 Some(Action::Reopen) => drop(self.reopen(None)),
+                None if before != after => self.tell(after),
                 None => {}
             }
         }
@@ -95,7 +93,7 @@ impl Driver {
     fn drain(&self, reason: Reason) -> Result<(), String> {
         let _acting = self.acting.lock();
         let deadline = Instant::now() + DRAIN;
-        log::warn!("locking: {}", words(State::Draining(reason)));
+        self.tell(State::Draining(reason));
         self.caches.write_back(Instant::now() + FAREWELL);
         self.volume.drain(reason == Reason::Revoked);
         loop {
@@ -149,12 +147,10 @@ impl Driver {
     /// Says where the lease stands, to the log and to the service manager.
     fn tell(&self, state: State) {
         let words = words(state);
-        let problem = self.lease.lock().problem().unwrap_or_default().to_owned();
-        match state {
-            State::Unlocked => log::info!("{words}"),
-            State::Degraded | State::Draining(_) | State::Locked(_) => {
-                log::warn!("{words}: {problem}")
-            }
+        match (state, self.lease.lock().problem()) {
+            (State::Unlocked, _) => log::info!("{words}"),
+            (_, Some(problem)) => log::warn!("{words}: {problem}"),
+            (_, None) => log::warn!("{words}"),
         }
         notify_service_manager(&format!("STATUS={words}"));
         self.changed.notify_all();
@@ -196,9 +192,9 @@ fn words(state: State) -> &'static str {
     match state {
         State::Unlocked => "unlocked",
         State::Degraded => "serving, although the key was not granted when last asked for",
-        State::Draining(Reason::Revoked) => "the key was taken away",
-        State::Draining(Reason::Outage) => "the key service did not answer for too long",
-        State::Draining(Reason::Manual) => "by hand",
+        State::Draining(Reason::Revoked) => "locking, because the key was taken away",
+        State::Draining(Reason::Outage) => "locking, because the key service does not answer",
+        State::Draining(Reason::Manual) => "locking by hand",
         State::Locked(Reason::Revoked) => "locked, because the key was taken away",
         State::Locked(Reason::Outage) => "locked, because the key service does not answer",
         State::Locked(Reason::Manual) => "locked by hand",
