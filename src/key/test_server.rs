@@ -1,11 +1,25 @@
 //! A small HTTP server on loopback for the tests of providers: what it answers is a closure, and
 //! what it was asked is remembered.
 
+use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+
+/// A file that only this user can read, which stays until the test ends.
+pub(super) fn private_file(text: &str) -> PathBuf {
+    thread_local! {
+        static FILES: RefCell<Vec<tempfile::NamedTempFile>> = const { RefCell::new(Vec::new()) };
+    }
+    let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
+    file.write_all(text.as_bytes()).expect("writable");
+    let path = file.path().to_owned();
+    FILES.with_borrow_mut(|files| files.push(file));
+    path
+}
 
 /// A request as it came.
 #[derive(Clone, Debug)]

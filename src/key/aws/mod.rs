@@ -29,7 +29,7 @@ use self::answer::Exception;
 use self::credentials::{Credentials, Environment, Provider};
 use self::sign::Target;
 use super::authorize::EndpointSettings;
-use super::http::{Client, Deadline, Reply, Request, Url, printable};
+use super::http::{Client, Deadline, Reply, Request, Url, printable, to_json};
 use super::redact::decode_secret;
 use super::{Binding, Health, KekError, KekErrorKind, KekProvider, ProviderOptions, Wrapped};
 use crate::crypto::Secret;
@@ -433,13 +433,6 @@ impl AwsProvider {
         blob.filter(|_| encrypted.key_id == arn)
             .ok_or_else(|| self.unexpected("with no ciphertext of the key that was asked", arn))
     }
-}
-
-/// In a buffer that is wiped, and that does not move.
-fn to_json(value: &impl Serialize) -> Zeroizing<Vec<u8>> {
-    let mut body = Zeroizing::new(Vec::with_capacity(8 * 1024));
-    serde_json::to_writer(&mut *body, value).expect("writing to memory succeeds");
-    body
 }
 
 impl KekProvider for AwsProvider {

@@ -1,8 +1,5 @@
 //! What AWS can answer, and where credentials come from, from a server that answers it.
 
-use std::cell::RefCell;
-use std::io::Write as _;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
@@ -10,24 +7,12 @@ use super::*;
 use crate::crypto::random;
 use crate::format::VolumeId;
 use crate::key::authorize::AwsSettings;
-use crate::key::test_server::{Received, Server, json, reply};
+use crate::key::test_server::{Received, Server, json, private_file, reply};
 
 const BINDING: Binding = Binding { volume_id: VolumeId([7; 16]) };
 const ARN: &str = "arn:aws:kms:eu-west-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab";
 const KEYS: &[(&str, &str)] =
     &[("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE"), ("AWS_SECRET_ACCESS_KEY", "SECRETkeyOfNobody/+")];
-
-/// A private file, which stays until the test ends.
-fn file(text: &str) -> PathBuf {
-    thread_local! {
-        static FILES: RefCell<Vec<tempfile::NamedTempFile>> = const { RefCell::new(Vec::new()) };
-    }
-    let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
-    file.write_all(text.as_bytes()).expect("writable");
-    let path = file.path().to_owned();
-    FILES.with_borrow_mut(|files| files.push(file));
-    path
-}
 
 fn kek() -> KekReference {
     KekReference {
@@ -203,7 +188,7 @@ fn repeats() {
     assert_eq!(server.received().len(), ATTEMPTS_MAX as usize);
 
     let expired = "{\"__type\":\"ExpiredTokenException\",\"message\":\"expired\"}";
-    let path = file("[default]\naws_access_key_id = OLD\naws_secret_access_key = x\n");
+    let path = private_file("[default]\naws_access_key_id = OLD\naws_secret_access_key = x\n");
     let renewed = path.clone();
     let server = Server::start(move |request| {
         match request.header("authorization").contains("Credential=OLD/") {
@@ -354,7 +339,7 @@ fn profiles() {
     let text = "# a comment\n[default]\naws_access_key_id=D\naws_secret_access_key=d\n\n[ web ]\n\
                 aws_access_key_id = W\naws_secret_access_key = w/+=\naws_session_token = t\n\
                 region = x\n[role]\nrole_arn = arn\n[half]\naws_access_key_id = H\n";
-    let path = file(text);
+    let path = private_file(text);
     let get = |profile: &str| credentials_of_profile(&path, profile);
     let web = get("web").expect("it is there");
     assert_eq!((web.access_key_id(), web.session_token()), ("W", Some("t")));
@@ -439,7 +424,7 @@ fn container() {
         json(200, &metadata(&format!("C{number}"), if number == 1 { 1 } else { 60 }))
     });
     let uri = format!("http://{}/v1/credentials", server.authority);
-    let token = file("the pod's token\n");
+    let token = private_file("the pod's token\n");
     let provider = with(
         &server,
         AwsSettings::default(),
@@ -516,7 +501,7 @@ fn web_identity() {
             soon(60)
         )
     };
-    let token = file("head.body.sig\n");
+    let token = private_file("head.body.sig\n");
     let variables = [
         ("AWS_WEB_IDENTITY_TOKEN_FILE", token.to_str().expect("ASCII")),
         ("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/web"),

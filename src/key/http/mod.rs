@@ -36,7 +36,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use ureq::http::{HeaderMap, HeaderValue, Request as HttpRequest};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
@@ -48,6 +48,9 @@ pub use url::{Url, UrlError, encode_form};
 
 /// Largest body of a reply, in bytes. Tokens and keys are a few KiB.
 pub const REPLY_BYTES_MAX: usize = 64 * 1024;
+/// Room for the body of a request; one that outgrows it leaves a copy behind that is not wiped.
+const BODY_BYTES: usize = 16 * 1024;
+
 /// Largest head of a reply, in bytes.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// Largest file of CA certificates, in bytes: a host's whole bundle has 250 KiB.
@@ -131,6 +134,13 @@ impl Deadline {
     pub fn remaining(self) -> Duration {
         self.0.saturating_duration_since(Instant::now())
     }
+}
+
+/// The body of a request, in a buffer that is wiped, and that does not move.
+pub fn to_json(value: &impl Serialize) -> Zeroizing<Vec<u8>> {
+    let mut body = Zeroizing::new(Vec::with_capacity(BODY_BYTES));
+    serde_json::to_writer(&mut *body, value).expect("writing to memory succeeds");
+    body
 }
 
 /// A request. Header values and the body may be secrets: they are never shown.

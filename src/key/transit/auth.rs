@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::answer::{self, Operation, Refusal};
-use super::{NAMESPACE, TOKEN, to_json};
+use super::{NAMESPACE, TOKEN};
 use crate::crypto::Secret;
 use crate::key::KekErrorKind;
 use crate::key::authorize::{TransitAuth, TransitSettings};
 use crate::key::file;
-use crate::key::http::{Client, Deadline, HttpError, Request, Url};
+use crate::key::http::{Client, Deadline, HttpError, Request, Url, to_json};
 
 /// Longest token, in bytes: a service account's has about 1,200.
 const TOKEN_BYTES_MAX: usize = 8192;

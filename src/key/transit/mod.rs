@@ -26,7 +26,7 @@ use zeroize::Zeroizing;
 use self::answer::{Operation, Refusal};
 use self::auth::{Login, Session};
 use super::authorize::EndpointSettings;
-use super::http::{Client, Deadline, Reply, Request, Url};
+use super::http::{Client, Deadline, Reply, Request, Url, to_json};
 use super::redact::decode_secret;
 use super::{Binding, Health, KekError, KekErrorKind, KekProvider, ProviderOptions, Wrapped};
 use crate::crypto::Secret;
@@ -271,13 +271,6 @@ fn version_of(wrapped: &str) -> Option<&str> {
     let is_base64 = |b: u8| b.is_ascii_alphanumeric() || b"+/=".contains(&b);
     let is_sealed = !sealed.is_empty() && sealed.bytes().all(is_base64);
     (is_number && is_sealed).then_some(version)
-}
-
-/// In a buffer that is wiped, and that does not move.
-fn to_json(value: &impl Serialize) -> Zeroizing<Vec<u8>> {
-    let mut body = Zeroizing::new(Vec::with_capacity(16 * 1024));
-    serde_json::to_writer(&mut *body, value).expect("writing to memory succeeds");
-    body
 }
 
 impl KekProvider for TransitProvider {

@@ -1,33 +1,18 @@
 //! What a transit engine can answer, from a server that answers it.
 
-use std::cell::RefCell;
-use std::io::Write as _;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::crypto::random;
 use crate::format::VolumeId;
 use crate::key::authorize::{TransitAuth, TransitSettings};
-use crate::key::test_server::{Received, Server, json, reply};
+use crate::key::test_server::{Received, Server, json, private_file, reply};
 
 const BINDING: Binding = Binding { volume_id: VolumeId([7; 16]) };
 const KEY: &str = "{\"data\":{\"type\":\"aes256-gcm96\",\"latest_version\":3,\"derived\":false,\
                    \"deletion_allowed\":false,\"keys\":{\"3\":1767222000}}}";
 const DENIED: &str = "{\"errors\":[\"1 error occurred:\\n\\t* permission denied\\n\\n\"]}";
 const TOKEN_TEXT: &str = "s.abcdefghijklmnopqrstuvwx";
-
-/// A private file, which stays until the test ends.
-fn token_file(text: &str) -> PathBuf {
-    thread_local! {
-        static FILES: RefCell<Vec<tempfile::NamedTempFile>> = const { RefCell::new(Vec::new()) };
-    }
-    let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
-    file.write_all(text.as_bytes()).expect("writable");
-    let path = file.path().to_owned();
-    FILES.with_borrow_mut(|files| files.push(file));
-    path
-}
 
 fn kek() -> KekReference {
     KekReference {
@@ -48,7 +33,10 @@ fn with(server: &Server, settings: TransitSettings) -> TransitProvider {
 
 /// The same, with a token in a file.
 fn with_token(server: &Server) -> TransitProvider {
-    with(server, TransitSettings { token_file: Some(token_file(TOKEN_TEXT)), ..Default::default() })
+    with(
+        server,
+        TransitSettings { token_file: Some(private_file(TOKEN_TEXT)), ..Default::default() },
+    )
 }
 
 fn unwrap_error(provider: &TransitProvider) -> KekError {
@@ -76,7 +64,7 @@ fn requests() {
         _ => json(404, "{\"errors\":[]}"),
     });
     let namespace = Some("team".to_owned());
-    let token_file = Some(token_file(TOKEN_TEXT));
+    let token_file = Some(private_file(TOKEN_TEXT));
     let provider = with(&server, TransitSettings { namespace, token_file, ..Default::default() });
     let wrapped = provider.wrap(&BINDING, &[&secret, &secret]).expect("it wraps");
     assert_eq!(wrapped.kek, kek());
@@ -309,7 +297,7 @@ fn login_server(life: u64, accepts: fn(&str) -> bool) -> Server {
 }
 
 fn app_role() -> TransitSettings {
-    let secret_id_file = Some(token_file("the secret id"));
+    let secret_id_file = Some(private_file("the secret id"));
     TransitSettings { role_id: Some("role".into()), secret_id_file, ..Default::default() }
 }
 
@@ -348,7 +336,7 @@ fn logins() {
     assert!(matches!(error.kind(), KekErrorKind::Denied { .. }), "{error}");
     assert_eq!(targets(&server).len(), 4, "two logins, two attempts: {:?}", targets(&server));
 
-    let jwt = token_file("head.body.signature");
+    let jwt = private_file("head.body.signature");
     let settings = TransitSettings {
         role: Some("web".into()),
         token_file: Some(jwt),
@@ -390,7 +378,7 @@ fn failed_logins() {
 #[test]
 fn replaced_token() {
     let server = login_server(0, |token| token == "new");
-    let path = token_file("old");
+    let path = private_file("old");
     let settings = TransitSettings {
         auth: Some(TransitAuth::Token),
         token_file: Some(path.clone()),
