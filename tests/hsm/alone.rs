@@ -1,7 +1,7 @@
 //! One case in a process of its own, with an environment of its own.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// In the process of the case: where its files are.
@@ -30,24 +30,4 @@ pub fn run<T>(
     let text = String::from_utf8_lossy(&output.stdout).into_owned()
         + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && text.contains(" 1 passed"), "{name} failed:\n{text}");
-}
-
-/// Runs a program, which must succeed, and returns what it printed.
-pub fn output(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
-    let output = output.unwrap_or_else(|error| panic!("{program} is needed: {error}"));
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {arguments:?}: {text}\n{errors}");
-    text
-}
-
-/// Writes a file that only the owner can read, as a secret's has to be.
-pub fn write_private(path: &Path, text: &str) -> PathBuf {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-    _ = std::fs::remove_file(path);
-    let opened = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    opened.and_then(|mut file| file.write_all(text.as_bytes())).expect("writable");
-    path.to_owned()
 }

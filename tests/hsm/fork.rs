@@ -5,6 +5,9 @@
 #[allow(dead_code)]
 mod alone;
 #[allow(dead_code)]
+#[path = "../common/programs.rs"]
+mod programs;
+#[allow(dead_code)]
 mod token;
 
 use atrest::crypto::random;

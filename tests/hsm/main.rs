@@ -7,6 +7,8 @@
 mod alone;
 mod mounted;
 mod pkcs11;
+#[path = "../common/programs.rs"]
+mod programs;
 mod token;
 #[cfg(feature = "tpm2")]
 mod tpm2;

@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use crate::alone::{self, write_private};
+use crate::alone;
+use crate::programs::write_private;
 use crate::token::{self, PIN, Token};
 
 /// Runs `atrest`, with what it says in a file: a daemon that inherited a pipe would keep it open.

@@ -12,7 +12,8 @@ use atrest::key::{
 use cryptoki::object::Attribute;
 use cryptoki::types::Date;
 
-use crate::alone::{self, output, write_private};
+use crate::alone;
+use crate::programs::{output, write_private};
 use crate::token::{self, BINDING, OTHER, PIN, Token};
 
 fn refused(provider: &dyn KekProvider, wrapped: &Wrapped) -> KekError {

@@ -15,7 +15,7 @@ use cryptoki::object::{Attribute, AttributeType};
 use cryptoki::session::UserType;
 use cryptoki::types::AuthPin;
 
-use crate::alone::{output, write_private};
+use crate::programs::{configure_softhsm, output, write_private};
 
 pub const PIN: &str = "271828-secret";
 pub const BINDING: Binding = Binding { volume_id: VolumeId([7; 16]) };
@@ -30,16 +30,8 @@ pub struct Token {
 
 /// Makes a token of SoftHSM called `kek`.
 pub fn softhsm(scratch: &Path) -> (Vec<(&'static str, OsString)>, ()) {
-    let tokens = scratch.join("tokens");
-    std::fs::create_dir(&tokens).expect("a directory");
-    let configuration = scratch.join("softhsm2.conf");
-    let text = format!(
-        "directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n",
-        tokens.display()
-    );
-    std::fs::write(&configuration, text).expect("writable");
-    write_private(&scratch.join("pin"), PIN);
-    let environment = vec![("SOFTHSM2_CONF", configuration.into_os_string())];
+    let configuration = configure_softhsm(scratch, PIN);
+    let environment = vec![("SOFTHSM2_CONF", configuration)];
     make_token(&environment, "kek");
     (environment, ())
 }

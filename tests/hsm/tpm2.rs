@@ -13,7 +13,8 @@ use atrest::key::{
     Authorization, KekError, KekErrorKind, KekProvider, ProviderOptions, Wrapped, provider_from_uri,
 };
 
-use crate::alone::{self, output};
+use crate::alone;
+use crate::programs::output;
 use crate::token::{BINDING, OTHER};
 
 /// `scripts/peers serve`, which ends when this is dropped.

@@ -13,6 +13,8 @@ mod contract;
 mod network;
 mod peer;
 mod peers;
+#[path = "../common/programs.rs"]
+mod programs;
 mod proxy;
 
 use peers::{aws, exec, local, openbao, passphrase, softhsm, vault};

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use atrest::key::{Authorization, ProviderOptions};
 
-use super::{output, write_private};
+use super::{configure_softhsm, output};
 use crate::alone::Prepared;
 use crate::peer::{Act, Peer, Row};
 
@@ -32,15 +32,7 @@ pub struct SoftHsm {
 
 /// Makes a token with both keys.
 pub fn prepare(scratch: &Path) -> Prepared {
-    let tokens = scratch.join("tokens");
-    std::fs::create_dir(&tokens).expect("a directory");
-    let configuration = scratch.join("softhsm2.conf");
-    let text = format!(
-        "directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n",
-        tokens.display()
-    );
-    std::fs::write(&configuration, text).expect("writable");
-    write_private(&scratch.join("pin"), PIN);
+    let configuration = configure_softhsm(scratch, PIN);
     let made = std::process::Command::new("softhsm2-util")
         .args(["--init-token", "--free", "--label", "kek", "--so-pin", SO_PIN, "--pin", PIN])
         .env("SOFTHSM2_CONF", &configuration)
@@ -48,7 +40,7 @@ pub fn prepare(scratch: &Path) -> Prepared {
         .expect("the package softhsm2 is needed");
     assert!(made.status.success(), "{made:?}");
     Prepared {
-        environment: vec![("SOFTHSM2_CONF".to_owned(), configuration.into_os_string())],
+        environment: vec![("SOFTHSM2_CONF".to_owned(), configuration)],
         secrets: vec![PIN.into(), SO_PIN.into()],
         kept: None,
     }
