@@ -62,15 +62,19 @@ pub fn host_and_port(origin: &str) -> String {
     origin.strip_prefix("https://").expect("https").trim_end_matches('/').to_owned()
 }
 
-/// Options that allow `pattern`, reached as the lines of `providers.toml` say.
-pub fn options(scratch: &Path, pattern: &str, lines: &str) -> ProviderOptions {
+/// A `providers.toml` that allows `pattern`, reached as the lines say.
+pub fn providers_file(scratch: &Path, pattern: &str, lines: &str) -> PathBuf {
     static NUMBER: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
     let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let text = format!("[[provider]]\nuri = \"{pattern}\"\nproxy = \"none\"\n{lines}\n");
-    let file = write_private(&scratch.join(format!("providers-{number}.toml")), &text);
+    write_private(&scratch.join(format!("providers-{number}.toml")), &text)
+}
+
+/// Options that allow `pattern`, reached as the lines of `providers.toml` say.
+pub fn options(scratch: &Path, pattern: &str, lines: &str) -> ProviderOptions {
     ProviderOptions {
         authorization: Authorization::default().allow(pattern),
-        providers: Providers::from_file(file),
+        providers: Providers::from_file(providers_file(scratch, pattern, lines)),
         ..ProviderOptions::default()
     }
 }
