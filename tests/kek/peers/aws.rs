@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use atrest::key::ProviderOptions;
 use serde_json::{Value, json};
 
-use super::server::{IMPATIENT, ca_line, host_and_port, options, providers_file, python, variable};
+use super::server::{
+    IMPATIENT, PATIENT, ca_line, host_and_port, options, providers_file, python, variable,
+};
 use super::{output, server};
 use crate::alone::Prepared;
 use crate::peer::{Act, NetworkPeer, Peer, Quirk, Row};
@@ -144,7 +146,7 @@ impl Peer for Aws {
     }
 
     fn providers_file(&self) -> Option<PathBuf> {
-        let lines = self.lines(&self.origin, &ca_line(&self.ca_file));
+        let lines = self.lines(&self.origin, &(ca_line(&self.ca_file) + PATIENT));
         Some(providers_file(&self.scratch, "aws:", &lines))
     }
 

@@ -6,7 +6,9 @@ use atrest::key::ProviderOptions;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use super::server::{IMPATIENT, ca_line, host_and_port, options, providers_file, variable};
+use super::server::{
+    IMPATIENT, PATIENT, ca_line, host_and_port, options, providers_file, variable,
+};
 use super::{output, server, write_private};
 use crate::alone::Prepared;
 use crate::peer::{ACTS, Act, NetworkPeer, Peer, Row};
@@ -97,7 +99,7 @@ impl Peer for OpenBao {
 
     fn providers_file(&self) -> Option<PathBuf> {
         let pattern = format!("transit:{}/", self.origin);
-        let lines = self.lines(&ca_line(&self.ca_file));
+        let lines = self.lines(&(ca_line(&self.ca_file) + PATIENT));
         Some(providers_file(&self.scratch, &pattern, &lines))
     }
 

@@ -80,7 +80,10 @@ pub fn options(scratch: &Path, pattern: &str, lines: &str) -> ProviderOptions {
 }
 
 /// Short time-outs, so that a test of one does not take long.
-pub const IMPATIENT: &str = "connect_timeout_s = 2\nrequest_timeout_s = 2\ntotal_timeout_s = 4\n";
+pub const IMPATIENT: &str = "connect_timeout_s = 3\nrequest_timeout_s = 3\ntotal_timeout_s = 8\n";
+
+/// Long ones, for a hundred daemons that start at once on a machine with two processors.
+pub const PATIENT: &str = "connect_timeout_s = 60\nrequest_timeout_s = 60\ntotal_timeout_s = 120\n";
 
 /// The line for an authority.
 pub fn ca_line(file: &Path) -> String {

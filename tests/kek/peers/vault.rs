@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use atrest::key::ProviderOptions;
 
-use super::server::{IMPATIENT, ca_line, host_and_port, options, providers_file, variable};
+use super::server::{
+    IMPATIENT, PATIENT, ca_line, host_and_port, options, providers_file, variable,
+};
 use super::write_private;
 use crate::alone::{Prepared, logs};
 use crate::certificates::Authority;
@@ -168,7 +170,7 @@ impl Peer for Vault {
     }
 
     fn providers_file(&self) -> Option<PathBuf> {
-        let lines = self.lines(&self.origin) + &ca_line(&self.ca_file());
+        let lines = self.lines(&self.origin) + &ca_line(&self.ca_file()) + PATIENT;
         let pattern = format!("azure:{}/", self.origin);
         Some(providers_file(&self.scratch, &pattern, &lines))
     }
