@@ -99,7 +99,8 @@ fn measure(bits: u32, size: KeySize, service: &Service, address: SocketAddr) {
     let http = over_http(cpus, address, &target, &body);
     println!(
         "RSA-{bits}: library {library:.0}/s, operation {direct:.0}/s on one thread; over http \
-         {http:.0}/s on {cpus} processors"
+         {http:.0}/s on {cpus} processors, {:.0}/s each",
+        http / cpus as f64
     );
     let mut latencies = at_rate(http / 2.0, address, &target, &body);
     latencies.sort_unstable();

@@ -246,10 +246,16 @@ pub fn advice(error: &KekError) -> Vec<String> {
         KekErrorKind::Gone { recoverable: false } => {
             "Restore the key from a backup of where it lives. Is the name right?"
         }
-        KekErrorKind::Unreachable { .. } | KekErrorKind::AuthenticationFailed { .. }
+        KekErrorKind::Unreachable { .. }
+        | KekErrorKind::AuthenticationFailed { .. }
+        | KekErrorKind::BadRequest { .. }
             if is_service =>
         {
             return vec![format!("To see which step fails: atrest kek check {}", error.provider())];
+        }
+        KekErrorKind::Integrity if kind != "passphrase" => {
+            "The slot was changed, or its key is another one now: use another slot (--slot), or \
+             restore the file with the slots from a backup."
         }
         KekErrorKind::Throttled { .. }
         | KekErrorKind::Unreachable { .. }
@@ -272,6 +278,8 @@ pub fn kek_text(error: &KekError) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     /// Fact first, one line each for the rest.
@@ -279,6 +287,29 @@ mod tests {
     fn failures_print_fact_then_advice() {
         let failure = Failure::new(Exit::Busy, "it is busy").hint("process 1").hint("To see: x");
         assert_eq!(failure.to_string(), "error: it is busy\n  process 1\n  To see: x");
+    }
+
+    /// Whatever a key service answers, what is shown says what to do about it.
+    #[test]
+    fn every_answer_has_advice() {
+        let reason = String::new;
+        for (kind, words) in [
+            (KekErrorKind::Denied { reason: reason() }, "Grant the identity the role"),
+            (KekErrorKind::Disabled, "Enable the version"),
+            (KekErrorKind::Gone { recoverable: true }, "Recover the deleted key"),
+            (KekErrorKind::Gone { recoverable: false }, "Restore the key from a backup"),
+            (KekErrorKind::Throttled { retry_after: None }, "too many requests"),
+            (KekErrorKind::Throttled { retry_after: Some(Duration::from_secs(9)) }, "in 9 s"),
+            (KekErrorKind::Unreachable { reason: reason() }, "atrest kek check azure:https://v"),
+            (KekErrorKind::AuthenticationFailed { reason: reason() }, "atrest kek check azure:"),
+            (KekErrorKind::BadRequest { reason: reason() }, "atrest kek check azure:"),
+            (KekErrorKind::Integrity, "restore the file with the slots"),
+            (KekErrorKind::Configuration { problem: "set x".into() }, "set x"),
+        ] {
+            let error = KekError::new(kind, "azure:https://v/keys/k", "");
+            let shown = format!("{error} {}", advice(&error).join(" "));
+            assert!(shown.contains(words), "{words}: {shown}");
+        }
     }
 
     /// A wrong passphrase, a refusal and an outage have exit codes of their own.

@@ -26,11 +26,17 @@ use clap::Parser as _;
 use args::{Cli, Command};
 use hint::Failure;
 
+use crate::sys::process::forbid_dumps;
+
 /// Parses the command line, runs the command and returns its exit code.
 pub fn run() -> ExitCode {
     let Some(arguments) = args::from_helper(std::env::args_os().collect()) else {
         return ExitCode::SUCCESS;
     };
+    // Before anything secret is read, whatever the command; a daemon that forks off inherits it.
+    if let Err(error) = forbid_dumps() {
+        eprintln!("warning: memory may end up in core dumps: {error}");
+    }
     match execute(&Cli::parse_from(arguments).command) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {

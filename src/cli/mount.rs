@@ -31,7 +31,7 @@ pub fn run(arguments: &MountArgs) -> Result<u8, Failure> {
         }
     };
     start_log(arguments, &parsed, &volume_id)?;
-    daemon::harden();
+    daemon::raise_limits();
     let options = keys::provider_options(&parsed.keys);
     let how = open::How {
         command: "mount",

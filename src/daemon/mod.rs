@@ -144,12 +144,8 @@ pub struct Service {
     pub lease: Policy,
 }
 
-/// Keeps what the process knows out of core dumps and raises its limits. Call it before secrets
-/// are read.
-pub fn harden() {
-    if let Err(error) = process::forbid_dumps() {
-        log::warn!("memory may end up in core dumps: {error}");
-    }
+/// Raises the limit of open files: each segment of a volume and each connection is one.
+pub fn raise_limits() {
     if let Err(error) = process::raise_open_files() {
         log::debug!("cannot raise the limit of open files: {error}");
     }

@@ -88,38 +88,52 @@ struct Issued {
     object_id: String,
 }
 
+/// What becomes of a request at one of these paths.
+enum Outcome {
+    Issued(Issued),
+    /// A document that everybody may read.
+    Document(Value),
+    /// Refused in the words of OAuth.
+    Refused(LoginError),
+    /// Refused before anybody looked at what it says.
+    Rejected(ApiError),
+}
+
 impl Extension for Guard {
     fn handle(&self, request: &Request) -> Option<Result<Reply, ApiError>> {
         let address = match request.peer {
             Peer::Network(address) | Peer::Metadata(address) => address.ip(),
             Peer::Operator => return super::admin::handle(&self.0, request),
         };
+        let started = Instant::now();
         let state = self.0.state();
         let endpoint = Endpoint::of(request, &state.settings.tenant)?;
-        if !state.settings.firewall.permits(address) {
+        let outcome = if !state.settings.firewall.permits(address) {
             let message = firewall::refusal(address, self.0.name());
-            return Some(Err(ApiError::forbidden("ForbiddenByFirewall", message)));
-        }
-        if let Err(wait) = self.0.take_from_vault() {
-            return Some(Ok(LoginError::throttled(wait).reply(&request.id)));
-        }
-        Some(match endpoint {
-            Endpoint::Configuration => Ok(Reply::json(200, &configuration(&state, request))),
-            Endpoint::Instance => Ok(Reply::json(200, &instance(&state, request))),
-            Endpoint::Keys => Ok(Reply::json(200, &state.keys.jwks())),
-            Endpoint::WrongTenant => {
-                let description = "this vault is no such tenant; see: atrest vault settings show";
-                Ok(LoginError::new(400, "invalid_request", 90002, description).reply(&request.id))
+            Outcome::Rejected(ApiError::forbidden("ForbiddenByFirewall", message))
+        } else if let Err(wait) = self.0.take_from_vault() {
+            Outcome::Refused(LoginError::throttled(wait))
+        } else {
+            match endpoint {
+                Endpoint::Configuration => Outcome::Document(configuration(&state, request)),
+                Endpoint::Instance => Outcome::Document(instance(&state, request)),
+                Endpoint::Keys => Outcome::Document(json!(state.keys.jwks())),
+                Endpoint::WrongTenant => {
+                    let description =
+                        "this vault is no such tenant; see: atrest vault settings show";
+                    let error = LoginError::new(400, "invalid_request", 90002, description);
+                    Outcome::Refused(error)
+                }
+                Endpoint::WrongMethod => {
+                    let message = "this path does not have this method";
+                    Outcome::Rejected(ApiError::new(405, "MethodNotAllowed", message))
+                }
+                Endpoint::Token => self.log_in(request, address, client_token),
+                Endpoint::Imds => self.log_in(request, address, imds),
+                Endpoint::AppService => self.log_in(request, address, app_service),
             }
-            Endpoint::WrongMethod => {
-                Err(ApiError::new(405, "MethodNotAllowed", "this path does not have this method"))
-            }
-            Endpoint::Token => self.answer(request, address, "VaultTokenIssue", client_token),
-            Endpoint::Imds => self.answer(request, address, "VaultManagedIdentityToken", imds),
-            Endpoint::AppService => {
-                self.answer(request, address, "VaultManagedIdentityToken", app_service)
-            }
-        })
+        };
+        Some(self.conclude(request, endpoint.operation(), started, outcome))
     }
 }
 
@@ -127,47 +141,63 @@ impl Extension for Guard {
 type Login = fn(&State, &Request, IpAddr, u64) -> Result<Issued, LoginError>;
 
 impl Guard {
-    /// Issues a token or says why not, and records it; who guesses is delayed.
-    fn answer(
-        &self,
-        request: &Request,
-        address: IpAddr,
-        operation: &'static str,
-        login: Login,
-    ) -> Result<Reply, ApiError> {
-        let started = Instant::now();
+    /// Issues a token or says why not; who guesses is delayed.
+    fn log_in(&self, request: &Request, address: IpAddr, login: Login) -> Outcome {
         self.0.roll_over_if_due();
         let claimed = claimed_client(request);
         let now = self.0.elapsed();
         let allowed = self.0.damper.lock().check(address, &claimed, now);
-        let result = match allowed {
-            Err(wait) => Err(LoginError::throttled(wait)),
-            Ok(()) => {
-                let state = self.0.state();
-                let result = login(&state, request, address, unix_now());
-                let mut damper = self.0.damper.lock();
-                match &result {
-                    Ok(_) => damper.succeeded(address, &claimed),
-                    Err(error) if error.is_guess => damper.failed(address, &claimed, now),
-                    Err(_) => {}
-                }
-                result
+        if let Err(wait) = allowed {
+            return Outcome::Refused(LoginError::throttled(wait));
+        }
+        let state = self.0.state();
+        let result = login(&state, request, address, unix_now());
+        let mut damper = self.0.damper.lock();
+        match result {
+            Ok(issued) => {
+                damper.succeeded(address, &claimed);
+                Outcome::Issued(issued)
             }
-        };
+            Err(error) => {
+                if error.is_guess {
+                    damper.failed(address, &claimed, now);
+                }
+                Outcome::Refused(error)
+            }
+        }
+    }
+
+    /// The reply, once what became of the request is on record.
+    fn conclude(
+        &self,
+        request: &Request,
+        operation: &'static str,
+        started: Instant,
+        outcome: Outcome,
+    ) -> Result<Reply, ApiError> {
         let base = request.base_url();
         let event = event_of(request, &base);
         let event = Event { operation, duration: started.elapsed(), ..event };
-        let recorded = match &result {
-            Ok(issued) => self.0.record(&Event {
+        let recorded = match &outcome {
+            Outcome::Document(_) => self.0.record(&Event { status: 200, ..event }),
+            Outcome::Issued(issued) => self.0.record(&Event {
                 status: 200,
                 application_id: Some(&issued.application_id),
                 object_id: Some(&issued.object_id),
                 ..event
             }),
-            Err(error) => self.0.record(&Event {
+            Outcome::Refused(error) => {
+                let claimed = claimed_client(request);
+                self.0.record(&Event {
+                    status: error.status,
+                    error: Some((error.error, None)),
+                    application_id: (!claimed.is_empty()).then_some(&claimed),
+                    ..event
+                })
+            }
+            Outcome::Rejected(error) => self.0.record(&Event {
                 status: error.status,
-                error: Some((error.error, None)),
-                application_id: (!claimed.is_empty()).then_some(&claimed),
+                error: Some((error.code, error.inner)),
                 ..event
             }),
         };
@@ -175,15 +205,17 @@ impl Guard {
             log::error!("{error}: {:?}", std::error::Error::source(&error));
             return Err(ApiError::internal());
         }
-        match result {
-            Ok(mut issued) => {
+        match outcome {
+            Outcome::Document(document) => Ok(Reply::json(200, &document)),
+            Outcome::Issued(mut issued) => {
                 let reply = Reply::json(200, &issued.body);
                 wipe(&mut issued.body);
                 Ok(reply
                     .header("cache-control", "no-store".into())
                     .header("pragma", "no-cache".into()))
             }
-            Err(error) => Ok(error.reply(&request.id)),
+            Outcome::Refused(error) => Ok(error.reply(&request.id)),
+            Outcome::Rejected(error) => Err(error),
         }
     }
 }
@@ -209,6 +241,15 @@ enum Endpoint {
 }
 
 impl Endpoint {
+    /// Its name in the audit log.
+    fn operation(&self) -> &'static str {
+        match self {
+            Self::Configuration | Self::Instance | Self::Keys => "VaultDiscovery",
+            Self::Imds | Self::AppService => "VaultManagedIdentityToken",
+            Self::Token | Self::WrongTenant | Self::WrongMethod => "VaultTokenIssue",
+        }
+    }
+
     fn of(request: &Request, tenant: &str) -> Option<Self> {
         let path = request.path.trim_end_matches('/');
         let is_metadata = matches!(request.peer, Peer::Metadata(_));

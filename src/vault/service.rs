@@ -34,9 +34,28 @@ impl Service {
     pub fn handle(&self, request: &Request) -> Reply {
         let started = Instant::now();
         let mut trace = Trace::default();
+        // Token endpoints, metadata services and the operator's commands audit themselves.
         let extended = self.access.extensions.iter().find_map(|route| route.handle(request));
-        let is_extension = extended.is_some();
-        let outcome = extended.unwrap_or_else(|| self.answer(request, &mut trace));
+        if let Some(outcome) = extended {
+            return outcome.unwrap_or_else(|error| error.reply());
+        }
+        let outcome = self.answer(request, &mut trace);
+        self.conclude(request, &trace, started, outcome)
+    }
+
+    /// Refuses a request whose body could not be had; `request` has none. Blocks for the audit.
+    pub fn refuse(&self, request: &Request, error: ApiError) -> Reply {
+        self.conclude(request, &Trace::default(), Instant::now(), Err(error))
+    }
+
+    /// The reply, once what became of the request is on record.
+    fn conclude(
+        &self,
+        request: &Request,
+        trace: &Trace,
+        started: Instant,
+        outcome: Result<Reply, ApiError>,
+    ) -> Reply {
         let error = outcome.as_ref().err().cloned();
         let reply = outcome.unwrap_or_else(|error| error.reply());
         let object_id = object_id(&reply);
@@ -49,10 +68,6 @@ impl Service {
             object_id: object_id.as_deref(),
             duration: started.elapsed(),
         };
-        // Metadata services and token endpoints audit what they issue themselves.
-        if is_extension {
-            return reply;
-        }
         match self.access.audit.record(&record) {
             Ok(()) => reply,
             Err(error) => {

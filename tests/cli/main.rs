@@ -7,6 +7,8 @@
 //! for review.
 
 mod damage;
+mod dumps;
+mod importing;
 mod mounting;
 mod rotating;
 
@@ -83,8 +85,8 @@ impl Scenario {
 
     /// `volume NAME`: an empty volume with one passphrase slot, which the file `correct` opens; the
     /// file `wrong` holds another passphrase. `lock NAME`: it is mounted elsewhere. `mkdir`,
-    /// `file NAME TEXT`, `edit NAME A B` (replace text in a file), `break NAME OFFSET`
-    /// (flip a bit).
+    /// `file NAME TEXT`, `private NAME TEXT` (a file that nobody else can read), `edit NAME A B`
+    /// (replace text in a file), `break NAME OFFSET` (flip a bit).
     fn prepare(&mut self, directive: &str) {
         let mut words = directive.splitn(3, ' ');
         let (verb, name) = (words.next().unwrap(), words.next().unwrap_or_default());
@@ -92,6 +94,7 @@ impl Scenario {
         match verb {
             "mkdir" => fs::create_dir_all(path).unwrap(),
             "file" => fs::write(path, rest.to_owned() + "\n").unwrap(),
+            "private" => private_file(&path, format!("{rest}\n").as_bytes()),
             "edit" => {
                 let (from, to) = rest.split_once(' ').unwrap();
                 let text = fs::read_to_string(&path).unwrap();

@@ -8,6 +8,9 @@ mod alone;
 #[path = "../common/programs.rs"]
 mod programs;
 #[allow(dead_code)]
+#[path = "../common/softhsm.rs"]
+mod softhsm;
+#[allow(dead_code)]
 mod token;
 
 use atrest::crypto::random;

@@ -9,6 +9,8 @@ mod mounted;
 mod pkcs11;
 #[path = "../common/programs.rs"]
 mod programs;
+#[path = "../common/softhsm.rs"]
+mod softhsm;
 mod token;
 #[cfg(feature = "tpm2")]
 mod tpm2;

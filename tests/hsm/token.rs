@@ -8,19 +8,14 @@ use atrest::format::VolumeId;
 use atrest::key::{
     Authorization, Binding, KekError, KekProvider, ProviderOptions, provider_from_uri,
 };
-use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
-use cryptoki::error::{Error, RvError};
-use cryptoki::mechanism::Mechanism;
-use cryptoki::object::{Attribute, AttributeType};
-use cryptoki::session::UserType;
-use cryptoki::types::AuthPin;
+use cryptoki::object::Attribute;
 
 use crate::programs::{configure_softhsm, output, write_private};
+use crate::softhsm;
 
 pub const PIN: &str = "271828-secret";
 pub const BINDING: Binding = Binding { volume_id: VolumeId([7; 16]) };
 pub const OTHER: Binding = Binding { volume_id: VolumeId([8; 16]) };
-const SOFTHSM: &str = "/usr/lib/softhsm/libsofthsm2.so";
 
 /// What a case knows of its token.
 pub struct Token {
@@ -40,7 +35,7 @@ pub fn softhsm(scratch: &Path) -> (Vec<(&'static str, OsString)>, ()) {
 pub fn shimmed(scratch: &Path) -> (Vec<(&'static str, OsString)>, ()) {
     let (mut environment, ()) = softhsm(scratch);
     build_shim(scratch);
-    environment.push(("SHIM_MODULE", SOFTHSM.into()));
+    environment.push(("SHIM_MODULE", softhsm::MODULE.into()));
     environment.push(("SHIM_LOG", scratch.join("calls").into()));
     environment.push(("SHIM_ORDERS", scratch.join("orders").into()));
     (environment, ())
@@ -83,7 +78,7 @@ impl Token {
     /// The token of this case's process, behind `shim.so` if there is one.
     pub fn new(scratch: &Path) -> Self {
         let shim = scratch.join("shim.so");
-        let module = if shim.exists() { shim } else { SOFTHSM.into() };
+        let module = if shim.exists() { shim } else { softhsm::MODULE.into() };
         Self { scratch: scratch.to_owned(), module }
     }
 
@@ -100,42 +95,12 @@ impl Token {
 
     /// Makes an AES key of SoftHSM that may do what `uses` says, from a day on if it says one.
     pub fn make_aes(&self, label: &str, id: u8, uses: &[Attribute]) {
-        let pkcs11 = Pkcs11::new(SOFTHSM).expect("the package softhsm2 is needed");
-        // The provider may have done it before; the library is the process's.
-        _ = pkcs11.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK));
-        let slot = pkcs11.get_slots_with_initialized_token().expect("there are")[0];
-        let session = pkcs11.open_rw_session(slot).expect("a session");
-        match session.login(UserType::User, Some(&AuthPin::new(PIN.into()))) {
-            Ok(()) | Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => {}
-            Err(error) => panic!("{error}"),
-        }
-        let mut template = vec![
-            Attribute::Token(true),
-            Attribute::Sensitive(true),
-            Attribute::ValueLen(32.into()),
-            Attribute::Label(label.as_bytes().to_vec()),
-            Attribute::Id(vec![id]),
-        ];
-        // SoftHSM allows what is not forbidden, and does not find the dates of private keys again.
-        let is_dated = |given: &Attribute| {
-            matches!(given.attribute_type(), AttributeType::StartDate | AttributeType::EndDate)
-        };
-        let defaults = [
-            Attribute::Private(!uses.iter().any(is_dated)),
-            Attribute::Encrypt(false),
-            Attribute::Decrypt(false),
-            Attribute::Wrap(false),
-            Attribute::Unwrap(false),
-        ];
-        let is_given = |kind| uses.iter().any(|given: &Attribute| given.attribute_type() == kind);
-        template.extend(defaults.into_iter().filter(|one| !is_given(one.attribute_type())));
-        template.extend_from_slice(uses);
-        session.generate_key(&Mechanism::AesKeyGen, &template).expect("it is made");
+        softhsm::make_aes(PIN, label, id, uses);
     }
 
     /// Runs pkcs11-tool, logged in, on SoftHSM or NSS directly.
     pub fn tool(&self, arguments: &[&str]) -> String {
-        let module = if self.is_nss() { self.module.clone() } else { SOFTHSM.into() };
+        let module = if self.is_nss() { self.module.clone() } else { softhsm::MODULE.into() };
         let label =
             if module == self.module && self.is_nss() { "NSS Certificate DB" } else { "kek" };
         let module = module.to_str().expect("ASCII");

@@ -1,9 +1,9 @@
 //! A case in a process of its own, with an environment of its own, whose every word is searched for
-//! the secrets that it was given.
+//! the secrets that it was given, and so is every word of the programs that it runs.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use base64::Engine as _;
@@ -23,6 +23,18 @@ pub struct Prepared {
     pub secrets: Vec<Vec<u8>>,
     /// What lives as long as the case: servers.
     pub kept: Option<Box<dyn std::any::Any>>,
+}
+
+/// In the process of a case: where its files are.
+pub fn scratch() -> PathBuf {
+    std::env::var_os(SCRATCH).expect("this is the process of a case").into()
+}
+
+/// The directory for what programs say and log: all of it is searched.
+pub fn logs(scratch: &Path) -> PathBuf {
+    let directory = scratch.join("logs");
+    std::fs::create_dir_all(&directory).expect("writable");
+    directory
 }
 
 /// Runs `case` in a process of its own. `prepare` makes what it needs in a directory, before.
@@ -54,16 +66,37 @@ pub fn run(
     let text = [output.stdout, output.stderr].concat();
     let shown = String::from_utf8_lossy(&text);
     assert!(output.status.success() && shown.contains(" 1 passed"), "{name} failed:\n{shown}");
+    // How long each step took, for who asks with --nocapture.
+    shown.lines().filter(|line| line.ends_with(" ms")).for_each(|line| println!("{line}"));
     let learned = std::fs::read_to_string(scratch.path().join("secrets")).expect("it was written");
     secrets.extend(learned.lines().map(|line| STANDARD.decode(line).expect("Base64")));
     assert!(!secrets.is_empty(), "{name} has no secret to search for");
     assert!(shown.contains("refused: "), "{name} has shown no error to search in:\n{shown}");
-    // The beginning of every JSON Web Token.
-    let token = ["eyJhbGci", "eyJ0eXAi"].iter().find(|begin| shown.contains(**begin));
-    assert!(token.is_none(), "{name} shows a token:\n{shown}");
-    for secret in &secrets {
-        let found = find_secret(&text, secret);
-        assert!(found.is_none(), "{name} shows a secret, as {found:?}:\n{shown}");
+    let mut texts = vec![(name.to_owned(), text)];
+    collect(&logs(scratch.path()), &mut texts);
+    for (source, text) in &texts {
+        let shown = String::from_utf8_lossy(text);
+        // The beginning of every JSON Web Token.
+        let token = ["eyJhbGci", "eyJ0eXAi"].iter().find(|begin| shown.contains(**begin));
+        assert!(token.is_none(), "{source} shows a token:\n{shown}");
+        for secret in &secrets {
+            let found = find_secret(text, secret);
+            assert!(found.is_none(), "{source} shows a secret, as {found:?}:\n{shown}");
+        }
+    }
+}
+
+/// All files below a directory, with their names.
+fn collect(directory: &Path, texts: &mut Vec<(String, Vec<u8>)>) {
+    for entry in std::fs::read_dir(directory).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        match path.is_dir() {
+            true => collect(&path, texts),
+            false => {
+                let text = std::fs::read(&path).expect("readable");
+                texts.push((path.display().to_string(), text));
+            }
+        }
     }
 }
 

@@ -46,6 +46,7 @@ pub fn try_all(peer: &dyn Peer) -> Vec<Vec<u8>> {
     step("rotation", &rotation);
     step("disabled", &disabled);
     step("revoked", &revoked);
+    step("mounted", &crate::mounted::try_all);
     if peer.network().is_some() {
         step("network", &crate::network::try_all);
     }
@@ -286,14 +287,16 @@ fn many_at_once(peer: &dyn Peer) {
 }
 
 /// Lets so many in at a time.
-struct Gate(parking_lot::Mutex<usize>, parking_lot::Condvar);
+pub struct Gate(parking_lot::Mutex<usize>, parking_lot::Condvar);
 
 impl Gate {
-    fn new(places: usize) -> Self {
+    /// For so many.
+    pub fn new(places: usize) -> Self {
         Self(parking_lot::Mutex::new(places), parking_lot::Condvar::new())
     }
 
-    fn enter(&self) -> Turn<'_> {
+    /// Waits for a place.
+    pub fn enter(&self) -> Turn<'_> {
         let mut free = self.0.lock();
         self.1.wait_while(&mut free, |free| *free == 0);
         *free -= 1;
@@ -301,7 +304,8 @@ impl Gate {
     }
 }
 
-struct Turn<'a>(&'a Gate);
+/// A place, until it is dropped.
+pub struct Turn<'a>(&'a Gate);
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {

@@ -4,19 +4,25 @@
 //! in its row of a table, with the reason for what cannot (`peer`). The contract (`contract`)
 //! wraps, unwraps, and takes keys and rights away; for peers in a network it also does everything
 //! wrong that a network can (`network`, with a `proxy` in between). Each case is a process of its
-//! own, of which every line is searched for the secrets that it was given (`alone`). A peer that
-//! cannot be started fails its test.
+//! own, of which every line is searched for the secrets that it was given (`alone`), and so are the
+//! logs of the daemons that mount volumes of the peer's key (`mounted`). A peer that cannot be
+//! started fails its test.
 
 mod alone;
 mod certificates;
 mod contract;
+mod mounted;
 mod network;
 mod peer;
 mod peers;
 #[path = "../common/programs.rs"]
 mod programs;
 mod proxy;
+#[path = "../common/softhsm.rs"]
+mod softhsm_keys;
 
+#[cfg(feature = "tpm2")]
+use peers::swtpm;
 use peers::{aws, exec, local, openbao, passphrase, softhsm, vault};
 
 #[test]
@@ -40,6 +46,12 @@ fn softhsm_aes() {
 fn softhsm_rsa() {
     let case = |scratch: &_| contract::try_all(&softhsm::peer(scratch, &softhsm::RSA));
     alone::run("softhsm_rsa", softhsm::prepare, case);
+}
+
+#[cfg(feature = "tpm2")]
+#[test]
+fn swtpm() {
+    alone::run("swtpm", swtpm::prepare, |scratch| contract::try_all(&swtpm::peer(scratch)));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What the contract asks of a peer: where keys live in this test, and what can be done to them.
 
+use std::path::PathBuf;
+
 use atrest::key::ProviderOptions;
 
 /// What can be done to a key or credential at a peer, besides wrapping and unwrapping.
@@ -39,6 +41,12 @@ pub trait Peer: Sync {
     /// Options that lead there.
     fn options(&self) -> ProviderOptions;
 
+    /// The same as a `providers.toml`, for a process that has only that and a command line; `None`
+    /// if the command line says all.
+    fn providers_file(&self) -> Option<PathBuf> {
+        None
+    }
+
     /// Does what [`Row::offers`] says that it does.
     fn act(&self, act: Act);
 
@@ -59,7 +67,7 @@ pub trait NetworkPeer {
     fn address(&self) -> String;
 
     /// PEM file of the authority that the service's certificate is of.
-    fn ca_file(&self) -> std::path::PathBuf;
+    fn ca_file(&self) -> PathBuf;
 
     /// URI of the key under test, as if the service were at `origin` (`https://host:port`).
     fn uri_at(&self, origin: &str) -> String;
@@ -97,6 +105,11 @@ pub struct Row {
     pub binds: bool,
     /// How many of 100 threads may ask at once, where the service is a single one.
     pub at_once: usize,
+    /// How many volumes are mounted at once, each by a daemon of its own.
+    pub mounts: usize,
+    /// How many of those may ask for the key at once: others' software for tests takes fewer
+    /// processes than threads.
+    pub daemons_at_once: usize,
     /// What it does that the service that it stands for does not.
     pub quirks: &'static [Quirk],
     /// Whether wrapped keys are authenticated where they are unwrapped: each changed byte is
@@ -108,5 +121,12 @@ impl Row {
     /// Whether `act` can be done.
     pub fn offers(&self, act: Act) -> bool {
         self.offers.contains(&act)
+    }
+
+    /// How the key is taken away, and given back, if both can be done.
+    pub fn taking(&self) -> Option<(Act, Act)> {
+        let pairs =
+            [(Act::Disable, Act::Enable), (Act::Revoke, Act::Restore), (Act::Delete, Act::Recover)];
+        pairs.into_iter().find(|(take, give)| self.offers(*take) && self.offers(*give))
     }
 }

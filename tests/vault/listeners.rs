@@ -4,15 +4,31 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use atrest::vault::Service;
+use atrest::vault::access::{Access, Audit, AuditFailed, AuditRecord};
 use atrest::vault::server::{Listen, SOCKET_NAME, Server, ServerError, Stop};
+use parking_lot::Mutex;
 
 use crate::world::World;
+
+/// Statuses and paths that were put on record.
+#[derive(Clone, Default)]
+struct Records(Arc<Mutex<Vec<(u16, String)>>>);
+
+impl Audit for Records {
+    fn record(&self, record: &AuditRecord) -> Result<(), AuditFailed> {
+        self.0.lock().push((record.status, record.request.path.clone()));
+        Ok(())
+    }
+}
 
 /// A server that runs until it is dropped.
 struct Running {
     world: World,
+    records: Records,
     address: SocketAddr,
     stop: Stop,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -23,13 +39,17 @@ impl Running {
         let world = World::new();
         let any = "127.0.0.1:0".parse().expect("an address");
         let directory = world.place.path().join("vault");
-        let server = Server::bind(world.service.clone(), vec![Listen::Plain(any)], &directory);
+        let records = Records::default();
+        let access = Access { audit: Box::new(records.clone()), ..Access::closed() };
+        let store = world.vault.as_ref().expect("it is open").store.clone();
+        let service = Arc::new(Service::new(store, access));
+        let server = Server::bind(service, vec![Listen::Plain(any)], &directory);
         let server = server.expect("loopback can be listened on");
         let address = server.addresses()[0];
         let stop = Stop::new();
         let told = stop.clone();
         let thread = Some(std::thread::spawn(move || server.run(&told)));
-        Self { world, address, stop, thread }
+        Self { world, records, address, stop, thread }
     }
 
     /// Sends `request` and returns the reply, until the server closes the connection.
@@ -89,6 +109,7 @@ fn limits() {
     let mut large = head(2 << 20).into_bytes();
     large.resize(large.len() + (2 << 20), b'x');
     assert!(running.send(&large).starts_with("HTTP/1.1 413 "));
+    assert_eq!(*running.records.0.lock(), [(413, "/secrets/s".to_owned())], "it is on record");
     let long = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(100 << 10));
     let reply = running.send(long.as_bytes());
     assert!(reply.starts_with("HTTP/1.1 4"), "{reply}");

@@ -3,6 +3,7 @@
 mod cryptography;
 mod directory;
 mod keys;
+mod killed;
 mod listeners;
 mod rotation;
 mod secrets;

@@ -2,6 +2,7 @@
 
 mod callers;
 mod client;
+mod import;
 mod objects;
 mod slots;
 
@@ -20,6 +21,7 @@ use super::keys;
 use crate::daemon::{self, logging};
 use crate::key::pin::PinStore;
 use crate::key::{KeyError, ProviderOptions, provider_from_uri};
+use crate::storage::{LockError, LockInfo};
 use crate::sys::process::Signals;
 use crate::vault::access::Access;
 use crate::vault::audit::{AuditLog, AuditOptions, OnFailure};
@@ -182,7 +184,6 @@ fn init(arguments: &InitArgs) -> Result<(), Failure> {
         retention_days: arguments.retention_days,
         purge_protection: !arguments.no_purge_protection,
     };
-    daemon::harden();
     let id = Vault::create(directory, &*provider, &settings, pins(directory)?)
         .map_err(|error| failure(directory, &error))?;
     println!("made vault {id} in {}", directory.display());
@@ -192,7 +193,7 @@ fn init(arguments: &InitArgs) -> Result<(), Failure> {
 
 fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
     let directory = &arguments.directory;
-    daemon::harden();
+    daemon::raise_limits();
     logging::start(log_target(arguments.log.as_deref()), arguments.log_level)
         .map_err(|error| Failure::io("open the log of", directory, &error))?;
     let mut listen = listeners(arguments)?;
@@ -305,12 +306,28 @@ fn pins(directory: &Path) -> Result<PinStore, Failure> {
 }
 
 fn failure(directory: &Path, error: &VaultError) -> Failure {
+    let place = directory.display();
     match error {
+        VaultError::Key(KeyError::NoSuchSlot(id)) => {
+            Failure::new(Exit::SlotMissing, format!("{place} has no key slot {id}"))
+                .hint(format!("To see its slots: atrest vault slot list {place}"))
+        }
+        VaultError::Key(KeyError::LastSlot(id)) => {
+            Failure::new(Exit::SlotLast, format!("slot {id} is the only key slot of {place}"))
+                .hint("Nothing could open the vault again. Add another slot first:")
+                .hint(format!("  atrest vault slot add {place} --kek URI"))
+        }
+        VaultError::Lock(LockError::Held(by)) => {
+            let by = by.as_ref().map_or_else(|| "another process".to_owned(), LockInfo::to_string);
+            Failure::new(Exit::VolumeLocked, format!("{place}: the vault is in use by {by}")).hint(
+                "Keys, secrets and callers are managed while it is served, key slots are not.",
+            )
+        }
         VaultError::Key(error) => Failure::key(directory, error),
         VaultError::Lock(error) => Failure::lock(directory, error),
         VaultError::Io { attempt, path, source } => Failure::io(attempt, path, source),
         VaultError::NotAVault(_) => Failure::new(Exit::ConfigMissing, error.to_string())
-            .hint(format!("To make one: atrest vault init {}", directory.display())),
+            .hint(format!("To make one: atrest vault init {place}")),
         VaultError::NotEmpty(_) => Failure::new(Exit::VolumeNotEmpty, error.to_string())
             .hint("A vault needs a directory of its own."),
         VaultError::RolledBack => Failure::new(Exit::RolledBack, error.to_string())

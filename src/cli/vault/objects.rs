@@ -1,6 +1,8 @@
 //! `atrest vault key|secret`: the operator's hand on keys and secrets.
 
+use std::fs::File;
 use std::io::{Read as _, Write as _};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -9,7 +11,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use super::{KeyArgs, client};
+use super::{KeyArgs, client, import};
 use crate::cli::exit::Exit;
 use crate::cli::hint::Failure;
 use crate::vault::encoding::{Text, to_json};
@@ -95,7 +97,8 @@ pub enum KeyCommand {
     Create(CreateArgs),
     /// Make a new version of the same kind
     Rotate(NameArgs),
-    /// Take a private key from a file with a JSON Web Key (RFC 7517)
+    /// Take a private key from a file: a JSON Web Key, or an RSA key in PEM (PKCS #8 or PKCS #1)
+    #[command(after_help = "Example:\n  atrest vault key import /srv/keys volumes volumes.pem")]
     Import {
         #[command(flatten)]
         #[allow(missing_docs)]
@@ -160,18 +163,7 @@ pub fn key(command: &KeyCommand) -> Result<(), Failure> {
             Ok(())
         }
         KeyCommand::Import { of: NameArgs { vault, name }, file } => {
-            let text = read(file, KEY_FILE_BYTES_MAX)?;
-            let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(&text).is_ok();
-            if !is_json {
-                let message = format!("{} is not a JSON Web Key", file.display());
-                return Err(Failure::new(Exit::Usage, message).hint(
-                    "A key in PEM form is made one by, for instance, step crypto jwk or jose.",
-                ));
-            }
-            let mut body = Zeroizing::new(Vec::with_capacity(text.len() + 16));
-            body.extend_from_slice(b"{\"key\":");
-            body.extend_from_slice(&text);
-            body.push(b'}');
+            let body = import::body(file, &read(file, KEY_FILE_BYTES_MAX)?)?;
             let path = format!("/keys/{}", checked(name)?);
             announce("imported", &ask(vault, Method::PUT, &path, Some(&body))?);
             Ok(())
@@ -229,8 +221,16 @@ fn set(vault: &VaultArgs, name: &str, file: Option<&Path>) -> Result<(), Failure
     struct Body {
         value: Text,
     }
-    let path = file.unwrap_or(Path::new("/dev/stdin"));
-    let bytes = read(path, VALUE_BYTES_MAX as u64 + 1)?;
+    let bytes_max = VALUE_BYTES_MAX as u64 + 1;
+    let bytes = match file {
+        Some(file) => read(file, bytes_max)?,
+        // By its descriptor, not its name: a pipe may be somebody else's to open. Unbuffered, since
+        // nobody wipes the buffer of the standard library.
+        None => {
+            let input = std::io::stdin().as_fd().try_clone_to_owned().map(File::from);
+            read_from(input, Path::new("standard input"), bytes_max)?
+        }
+    };
     let bytes = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
     let text = std::str::from_utf8(bytes).map_err(|_| {
         Failure::new(Exit::Usage, "values of secrets are text in UTF-8; encode others, as base64")
@@ -384,8 +384,15 @@ fn checked_version(version: &Option<String>) -> Result<&str, Failure> {
 }
 
 fn read(path: &Path, bytes_max: u64) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    read_from(File::open(path), path, bytes_max)
+}
+
+fn read_from(
+    file: std::io::Result<File>,
+    path: &Path,
+    bytes_max: u64,
+) -> Result<Zeroizing<Vec<u8>>, Failure> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(bytes_max as usize + 1));
-    let file = std::fs::File::open(path);
     let read = file.and_then(|file| file.take(bytes_max + 1).read_to_end(&mut bytes));
     read.map_err(|error| Failure::io("read", path, &error))?;
     if bytes.len() as u64 > bytes_max {

@@ -1,6 +1,6 @@
 //! `atrest vault slot`: which keys seal a vault.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
@@ -10,6 +10,7 @@ use crate::cli::hint::Failure;
 use crate::cli::{keys, status};
 use crate::format::config::UnverifiedConfig;
 use crate::key::{KeyError, ProviderOptions, provider_from_uri};
+use crate::vault::VaultError;
 use crate::vault::directory::config_bytes;
 
 /// `atrest vault slot`
@@ -71,7 +72,7 @@ pub fn run(command: &SlotCommand) -> Result<(), Failure> {
         SlotCommand::List { directory, json } => {
             let bytes = config_bytes(directory).map_err(|error| failure(directory, &error))?;
             let config = UnverifiedConfig::decode(&bytes)
-                .map_err(|error| Failure::key(directory, &KeyError::Config(error)))?;
+                .map_err(|error| key_failure(directory, KeyError::Config(error)))?;
             let mut table = serde_json::Map::new();
             table.insert("slots".to_owned(), status::slots(config.claims()));
             status::print(&table, *json);
@@ -81,7 +82,7 @@ pub fn run(command: &SlotCommand) -> Result<(), Failure> {
         SlotCommand::Remove { directory, number, keys } => {
             let mut vault = open(directory, keys, "vault slot", false)?;
             let config = vault.keys().remove_slot(vault.config(), *number);
-            let config = config.map_err(|error| Failure::key(directory, &error))?;
+            let config = config.map_err(|error| key_failure(directory, error))?;
             vault.replace_config(config).map_err(|error| failure(directory, &error))?;
             println!("removed slot {number}");
             println!("Who has an old copy of vault.json and the key can still open the vault.");
@@ -91,10 +92,14 @@ pub fn run(command: &SlotCommand) -> Result<(), Failure> {
             let vault = open(directory, keys, "vault slot", false)?;
             let options = keys::provider_options(keys);
             let checks = vault.keys().check_slots(vault.config(), &options, None);
-            let checks = checks.map_err(|error| Failure::key(directory, &error))?;
+            let checks = checks.map_err(|error| key_failure(directory, error))?;
             keys::report_checks(directory, &checks, false)
         }
     }
+}
+
+fn key_failure(directory: &Path, error: KeyError) -> Failure {
+    failure(directory, &VaultError::Key(error))
 }
 
 fn add(arguments: &AddArgs) -> Result<(), Failure> {
@@ -105,7 +110,7 @@ fn add(arguments: &AddArgs) -> Result<(), Failure> {
         create_local_key: true,
         ..keys::provider_options_with(&arguments.keys, &[&arguments.kek])
     };
-    let failed = |error| Failure::key(directory, &error);
+    let failed = |error| key_failure(directory, error);
     let provider = provider_from_uri(&arguments.kek, &options)
         .map_err(|error| failed(KeyError::Kek(error)))?;
     let (config, slot) = vault.keys().add_slot(vault.config(), &*provider).map_err(failed)?;

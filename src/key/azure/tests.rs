@@ -288,6 +288,47 @@ fn throttled() {
     }
 }
 
+/// A vault whose name nobody knows may have been deleted, which is an outage all the same.
+#[test]
+fn unknown_names() {
+    let uri = "azure:https://contoso.invalid/keys/k";
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("providers.toml");
+    let text = format!("[[provider]]\nuri = \"{uri}\"\nproxy = \"none\"\ntotal_timeout_s = 3\n");
+    std::fs::write(&path, text).expect("written");
+    let providers = Providers::from_file(path);
+    let options = ProviderOptions { providers, ..ProviderOptions::default() };
+    let provider = AzureProvider::new(uri, &options, Arc::new(|_| None)).expect("a key");
+    let kek = KekReference {
+        key_id: "https://contoso.invalid/keys/k".to_owned(),
+        key_version: VERSION.to_owned(),
+        algorithm: Algorithm::RsaOaep256,
+        parameters: None,
+    };
+    let error = provider.unwrap(&BINDING, &kek, &[1; 256]).err().expect("nobody answers");
+    assert!(
+        matches!(error.kind(), KekErrorKind::Unreachable { reason }
+        if reason.contains("a vault that was deleted has no name")),
+        "{error}"
+    );
+}
+
+/// A metadata service that is starting, being updated or busy is asked again.
+#[test]
+fn metadata_services_get_time() {
+    for status in [404, 410, 429, 500, 503] {
+        let count = AtomicUsize::new(0);
+        let fixture = Fixture::new(move |request| {
+            let is_metadata = request.target.starts_with("/metadata/");
+            let first = is_metadata && count.fetch_add(1, Ordering::Relaxed) == 0;
+            first.then(|| json(status, "{\"error\":\"starting\"}"))
+        });
+        assert!(fixture.unwrap().is_ok(), "{status}");
+        let tokens = fixture.asked().iter().filter(|path| path.ends_with("/token")).count();
+        assert_eq!(tokens, 2, "{status}");
+    }
+}
+
 /// A vault that wants a token for something else gets none, and neither does who asks for none.
 #[test]
 fn challenges() {

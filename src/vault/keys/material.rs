@@ -255,8 +255,11 @@ fn import_rsa(jwk: &Jwk) -> Result<RsaKeyPair, ApiError> {
     if e.iter().skip_while(|byte| **byte == 0).ne(&[1, 0, 1]) {
         return Err(ApiError::bad_parameter("the public exponent of RSA keys is 65537 here"));
     }
+    let n = part(&jwk.n, "n")?;
+    let bits = n.iter().skip_while(|byte| **byte == 0).count() * 8;
+    Shape::new("RSA", u32::try_from(bits).ok(), None)?;
     let components = KeyPairComponents {
-        public_key: RsaPublicKeyComponents { n: &part(&jwk.n, "n")?[..], e: &e[..] },
+        public_key: RsaPublicKeyComponents { n: &n[..], e: &e[..] },
         d: &part(&jwk.d, "d")?[..],
         p: &part(&jwk.p, "p")?[..],
         q: &part(&jwk.q, "q")?[..],

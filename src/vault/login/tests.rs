@@ -399,7 +399,8 @@ fn federated() {
     assert_eq!(ask(&issuer.sign(assertion_at(now))), 700_027, "its key was withdrawn");
 }
 
-/// The firewall is in front of every endpoint.
+/// The firewall is in front of every endpoint, and so is the limit of requests; who is kept out by
+/// either is on record, as is who read what everybody may read.
 #[test]
 fn firewalled() {
     let bench = Bench::new();
@@ -413,4 +414,29 @@ fn firewalled() {
     assert_eq!(bench.ask(&network("GET", &path)).0, 200);
     assert_eq!(bench.ask(&network("GET", &path)).0, 429);
     assert!(serde_json::from_value::<Command>(json!({ "op": "no" })).is_err());
+    assert_eq!(bench.client_token("nobody", "guess").0, 429);
+    let off = json!({ "op": "firewall-remove", "network": "192.0.2.0/24" });
+    bench.command(off).expect("it is in the list");
+    assert_eq!(bench.client_token("nobody", "guess").0, 403);
+    let expected = [
+        ("VaultDiscovery", 403, json!("Forbidden: ForbiddenByFirewall")),
+        ("VaultDiscovery", 200, Value::Null),
+        ("VaultDiscovery", 200, Value::Null),
+        ("VaultDiscovery", 429, json!("temporarily_unavailable")),
+        ("VaultTokenIssue", 429, json!("temporarily_unavailable")),
+        ("VaultTokenIssue", 403, json!("Forbidden: ForbiddenByFirewall")),
+    ];
+    let log = std::fs::read_to_string(bench.directory.path().join("audit/audit.jsonl"));
+    let lines: Vec<Value> = log
+        .expect("it is written")
+        .lines()
+        .map(|l| serde_json::from_str(l).expect("JSON"))
+        .collect();
+    let of_callers = lines.iter().filter(|line| line["callerIpAddress"] == "192.0.2.1");
+    let found = of_callers.map(|line| {
+        let name = line["operationName"].as_str().expect("a name");
+        (name, &line["properties"]["httpStatusCode"], &line["resultDescription"])
+    });
+    let expected = expected.iter().map(|(name, status, words)| (*name, json!(status), words));
+    assert!(found.map(|(n, s, w)| (n, s.clone(), w)).eq(expected), "{lines:?}");
 }

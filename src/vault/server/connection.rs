@@ -78,42 +78,41 @@ async fn respond(
 ) -> hyper::Response<Full<Bytes>> {
     let id = random_id();
     let client_id = request.headers().get("x-ms-client-request-id").cloned();
-    let reply = match read(request, peer, id.clone()).await {
-        Err(error) => error.reply(),
-        Ok(request) => {
-            let handled = tokio::task::spawn_blocking(move || service.handle(&request)).await;
-            // A panic is logged by the hook, and concerns this request only.
-            handled.unwrap_or_else(|_| ApiError::internal().reply())
-        }
-    };
-    encode(reply, &id, client_id)
-}
-
-async fn read(
-    request: hyper::Request<Incoming>,
-    peer: Peer,
-    id: String,
-) -> Result<Request, ApiError> {
     let (parts, body) = request.into_parts();
-    let limited = Limited::new(body, BODY_BYTES_MAX).collect();
-    let body = match tokio::time::timeout(BODY_PATIENCE, limited).await {
-        Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
-            let message = format!("bodies have up to {BODY_BYTES_MAX} bytes");
-            return Err(ApiError::new(413, "RequestTooLarge", message));
-        }
-        Ok(Err(_)) => return Err(ApiError::bad_parameter("the body is incomplete")),
-        Err(_) => return Err(ApiError::new(408, "RequestTimeout", "the body took too long")),
-    };
-    Ok(Request {
+    let mut request = Request {
         method: parts.method,
         path: parts.uri.path().to_owned(),
         query: parse_query(parts.uri.query().unwrap_or("")),
         headers: parts.headers,
-        body: wipeable(body),
+        body: Zeroizing::default(),
         peer,
-        id,
-    })
+        id: id.clone(),
+    };
+    let read = read(body).await;
+    let handled = tokio::task::spawn_blocking(move || match read {
+        Ok(body) => {
+            request.body = body;
+            service.handle(&request)
+        }
+        Err(error) => service.refuse(&request, error),
+    });
+    // A panic is logged by the hook, and concerns this request only.
+    let reply = handled.await.unwrap_or_else(|_| ApiError::internal().reply());
+    encode(reply, &id, client_id)
+}
+
+/// The body, within its limits.
+async fn read(body: Incoming) -> Result<Zeroizing<Vec<u8>>, ApiError> {
+    let limited = Limited::new(body, BODY_BYTES_MAX).collect();
+    match tokio::time::timeout(BODY_PATIENCE, limited).await {
+        Ok(Ok(body)) => Ok(wipeable(body.to_bytes())),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+            let message = format!("bodies have up to {BODY_BYTES_MAX} bytes");
+            Err(ApiError::new(413, "RequestTooLarge", message))
+        }
+        Ok(Err(_)) => Err(ApiError::bad_parameter("the body is incomplete")),
+        Err(_) => Err(ApiError::new(408, "RequestTimeout", "the body took too long")),
+    }
 }
 
 /// The body in a buffer that is wiped, and the one that it came in wiped, if nobody shares it.

@@ -14,6 +14,8 @@ pub const ROW: Row = Row {
     not_offered: "the example's key is a file of the host: it is there or not",
     binds: true,
     at_once: 4,
+    mounts: 4,
+    daemons_at_once: 4,
     quirks: &[],
     authenticates: true,
 };

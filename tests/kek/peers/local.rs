@@ -16,6 +16,8 @@ pub const ROW: Row = Row {
     not_offered: "there is no credential but the file's mode",
     binds: false,
     at_once: 100,
+    mounts: 20,
+    daemons_at_once: 100,
     quirks: &[],
     authenticates: true,
 };

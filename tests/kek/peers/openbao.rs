@@ -6,7 +6,9 @@ use atrest::key::ProviderOptions;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use super::server::{IMPATIENT, ca_line, host_and_port, options, variable};
+use super::server::{
+    IMPATIENT, PATIENT, ca_line, host_and_port, options, providers_file, variable,
+};
 use super::{output, server, write_private};
 use crate::alone::Prepared;
 use crate::peer::{ACTS, Act, NetworkPeer, Peer, Row};
@@ -17,6 +19,8 @@ pub const ROW: Row = Row {
     not_offered: "",
     binds: true,
     at_once: 100,
+    mounts: 20,
+    daemons_at_once: 100,
     quirks: &[],
     authenticates: true,
 };
@@ -65,10 +69,14 @@ impl OpenBao {
         self.scratch.join("token")
     }
 
-    fn options_with(&self, origin: &str, lines: &str) -> ProviderOptions {
+    /// The lines of `providers.toml`.
+    fn lines(&self, more: &str) -> String {
         let token = self.token_file();
-        let lines = format!("auth = \"token\"\ntoken_file = \"{}\"\n{lines}", token.display());
-        options(&self.scratch, &format!("transit:{origin}/"), &lines)
+        format!("auth = \"token\"\ntoken_file = \"{}\"\n{more}", token.display())
+    }
+
+    fn options_with(&self, origin: &str, lines: &str) -> ProviderOptions {
+        options(&self.scratch, &format!("transit:{origin}/"), &self.lines(lines))
     }
 }
 
@@ -87,6 +95,12 @@ impl Peer for OpenBao {
 
     fn options(&self) -> ProviderOptions {
         self.options_with(&self.origin, &ca_line(&self.ca_file))
+    }
+
+    fn providers_file(&self) -> Option<PathBuf> {
+        let pattern = format!("transit:{}/", self.origin);
+        let lines = self.lines(&(ca_line(&self.ca_file) + PATIENT));
+        Some(providers_file(&self.scratch, &pattern, &lines))
     }
 
     fn act(&self, act: Act) {

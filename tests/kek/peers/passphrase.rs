@@ -15,6 +15,8 @@ pub const ROW: Row = Row {
     not_offered: "a passphrase is known or not; it has no versions and no keeper",
     binds: false,
     at_once: 8,
+    mounts: 4,
+    daemons_at_once: 4,
     quirks: &[],
     authenticates: true,
 };

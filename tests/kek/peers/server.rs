@@ -62,21 +62,28 @@ pub fn host_and_port(origin: &str) -> String {
     origin.strip_prefix("https://").expect("https").trim_end_matches('/').to_owned()
 }
 
-/// Options that allow `pattern`, reached as the lines of `providers.toml` say.
-pub fn options(scratch: &Path, pattern: &str, lines: &str) -> ProviderOptions {
+/// A `providers.toml` that allows `pattern`, reached as the lines say.
+pub fn providers_file(scratch: &Path, pattern: &str, lines: &str) -> PathBuf {
     static NUMBER: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
     let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let text = format!("[[provider]]\nuri = \"{pattern}\"\nproxy = \"none\"\n{lines}\n");
-    let file = write_private(&scratch.join(format!("providers-{number}.toml")), &text);
+    write_private(&scratch.join(format!("providers-{number}.toml")), &text)
+}
+
+/// Options that allow `pattern`, reached as the lines of `providers.toml` say.
+pub fn options(scratch: &Path, pattern: &str, lines: &str) -> ProviderOptions {
     ProviderOptions {
         authorization: Authorization::default().allow(pattern),
-        providers: Providers::from_file(file),
+        providers: Providers::from_file(providers_file(scratch, pattern, lines)),
         ..ProviderOptions::default()
     }
 }
 
 /// Short time-outs, so that a test of one does not take long.
-pub const IMPATIENT: &str = "connect_timeout_s = 2\nrequest_timeout_s = 2\ntotal_timeout_s = 4\n";
+pub const IMPATIENT: &str = "connect_timeout_s = 3\nrequest_timeout_s = 3\ntotal_timeout_s = 8\n";
+
+/// Long ones, for a hundred daemons that start at once on a machine with two processors.
+pub const PATIENT: &str = "connect_timeout_s = 60\nrequest_timeout_s = 60\ntotal_timeout_s = 120\n";
 
 /// The line for an authority.
 pub fn ca_line(file: &Path) -> String {

@@ -1,33 +1,41 @@
 //! `pkcs11:` on SoftHSM: an AES key and an RSA key.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use atrest::key::{Authorization, ProviderOptions};
+use cryptoki::mechanism::Mechanism;
+use cryptoki::object::Attribute;
+use cryptoki::types::Date;
 
 use super::{configure_softhsm, output};
 use crate::alone::Prepared;
 use crate::peer::{Act, Peer, Row};
+use crate::softhsm_keys::{MODULE, make_aes, with_session};
 
 pub const AES: Row = Row {
     name: "softhsm-aes",
-    offers: &[Act::Delete],
-    not_offered: "a token has no switch for a key, what is destroyed is gone, a login lasts as \
-                  long as the process, and no tool makes a key with the date that tells versions \
-                  apart (`tests/hsm` does)",
+    offers: &[Act::Rotate, Act::Delete],
+    not_offered: "a token has no switch for a key, what is destroyed is gone, and a login lasts as \
+                  long as the process (`tests/hsm` tries PINs)",
     binds: true,
     at_once: 100,
+    mounts: 8,
+    // Of several processes that log in at once it tells some that there is no token.
+    daemons_at_once: 1,
     quirks: &[],
     authenticates: true,
 };
 pub const RSA: Row = Row { name: "softhsm-rsa", binds: false, ..AES };
 
-const MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
 const PIN: &str = "271828-secret";
 const SO_PIN: &str = "31415926-officer";
 
 pub struct SoftHsm {
     row: &'static Row,
     scratch: PathBuf,
+    /// Rotations so far.
+    rotations: AtomicU8,
 }
 
 /// Makes a token with both keys.
@@ -47,7 +55,7 @@ pub fn prepare(scratch: &Path) -> Prepared {
 }
 
 pub fn peer(scratch: &Path, row: &'static Row) -> SoftHsm {
-    let peer = SoftHsm { row, scratch: scratch.to_owned() };
+    let peer = SoftHsm { row, scratch: scratch.to_owned(), rotations: AtomicU8::new(0) };
     peer.make("one", "01");
     peer.make("other", "02");
     peer
@@ -55,9 +63,9 @@ pub fn peer(scratch: &Path, row: &'static Row) -> SoftHsm {
 
 impl SoftHsm {
     fn make(&self, label: &str, id: &str) {
-        let what: &[&str] = match self.row.name {
-            "softhsm-aes" => &["--keygen", "--key-type", "AES:32"],
-            _ => &["--keypairgen", "--key-type", "rsa:2048"],
+        let what: &[&str] = match self.is_aes() {
+            true => &["--keygen", "--key-type", "AES:32"],
+            false => &["--keypairgen", "--key-type", "rsa:2048"],
         };
         self.tool(&[what, &["--label", label, "--id", id]].concat());
     }
@@ -73,13 +81,46 @@ impl SoftHsm {
         format!("{path}?module-path={MODULE}&pin-source={}", pin.display())
     }
 
-    fn destroy(&self, label: &str) {
-        let kinds: &[&str] = match self.row.name {
-            "softhsm-aes" => &["secrkey"],
-            _ => &["privkey", "pubkey"],
-        };
-        for kind in kinds {
-            self.tool(&["--delete-object", "--type", kind, "--label", label]);
+    fn is_aes(&self) -> bool {
+        self.row.name == AES.name
+    }
+
+    /// A new key of the same label, which begins on a day and so is the newer version.
+    fn rotate(&self) {
+        let id = 0x10 + self.rotations.fetch_add(1, Ordering::Relaxed);
+        let start = Attribute::StartDate(Date::new(*b"2025", *b"02", *b"28"));
+        if self.is_aes() {
+            let uses = [Attribute::Encrypt(true), Attribute::Decrypt(true), start];
+            return make_aes(PIN, "one", id, &uses);
+        }
+        let both = [
+            Attribute::Token(true),
+            // SoftHSM does not find the dates of private objects again.
+            Attribute::Private(false),
+            Attribute::Label(b"one".to_vec()),
+            Attribute::Id(vec![id]),
+            start,
+        ];
+        let exponent = Attribute::PublicExponent(vec![1, 0, 1]);
+        let public = [Attribute::Encrypt(true), Attribute::ModulusBits(2048.into()), exponent];
+        let private = [Attribute::Decrypt(true), Attribute::Sensitive(true)];
+        let template = |own: &[Attribute]| [own, &both[..]].concat();
+        with_session(PIN, |session| {
+            let mechanism = Mechanism::RsaPkcsKeyPairGen;
+            let made =
+                session.generate_key_pair(&mechanism, &template(&public), &template(&private));
+            made.expect("it is made");
+        });
+    }
+
+    /// All versions.
+    fn destroy(&self) {
+        let kinds: &[&str] = if self.is_aes() { &["secrkey"] } else { &["privkey", "pubkey"] };
+        let later = (0..self.rotations.load(Ordering::Relaxed)).map(|n| format!("{:x}", 0x10 + n));
+        for id in std::iter::once("01".to_owned()).chain(later) {
+            for kind in kinds {
+                self.tool(&["--delete-object", "--type", kind, "--id", &id]);
+            }
         }
     }
 }
@@ -104,7 +145,8 @@ impl Peer for SoftHsm {
 
     fn act(&self, act: Act) {
         match act {
-            Act::Delete => self.destroy("one"),
+            Act::Rotate => self.rotate(),
+            Act::Delete => self.destroy(),
             _ => unreachable!("the row does not offer it"),
         }
     }

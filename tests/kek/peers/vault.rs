@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 
 use atrest::key::ProviderOptions;
 
-use super::server::{IMPATIENT, ca_line, host_and_port, options, variable};
+use super::server::{
+    IMPATIENT, PATIENT, ca_line, host_and_port, options, providers_file, variable,
+};
 use super::write_private;
-use crate::alone::Prepared;
+use crate::alone::{Prepared, logs};
 use crate::certificates::Authority;
 use crate::peer::{ACTS, Act, NetworkPeer, Peer, Row};
 
@@ -20,6 +22,8 @@ pub const ROW: Row = Row {
     not_offered: "",
     binds: false,
     at_once: 100,
+    mounts: 100,
+    daemons_at_once: 100,
     quirks: &[],
     authenticates: true,
 };
@@ -88,7 +92,9 @@ pub fn prepare(scratch: &Path) -> Prepared {
         .arg("--tls-key")
         .arg(&key)
         .arg("--log")
-        .arg(scratch.join("vault.log"))
+        .arg(logs(scratch).join("vault.log"))
+        .args(["--log-level", "trace", "--audit"])
+        .arg(logs(scratch).join("audit"))
         .spawn()
         .expect("the program runs");
     let mut served = Served(child);
@@ -161,6 +167,12 @@ impl Peer for Vault {
 
     fn options(&self) -> ProviderOptions {
         self.options_with(&self.origin, &ca_line(&self.ca_file()))
+    }
+
+    fn providers_file(&self) -> Option<PathBuf> {
+        let lines = self.lines(&self.origin) + &ca_line(&self.ca_file()) + PATIENT;
+        let pattern = format!("azure:{}/", self.origin);
+        Some(providers_file(&self.scratch, &pattern, &lines))
     }
 
     fn act(&self, act: Act) {
