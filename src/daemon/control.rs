@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::audit::Asker;
 use crate::lease::Answer;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::geteuid;
@@ -45,7 +46,9 @@ pub trait VolumeControl: Send + Sync {
     ///
     /// # Errors
     /// Why it is refused, in words.
-    fn replace_config(&self, bytes: &[u8]) -> Result<(), String>;
+    fn replace_config(&self, bytes: &[u8], by: &Asker) -> Result<(), String>;
+    /// Makes the configuration say how far the audit log goes.
+    fn anchor_audit(&self);
     /// Asks whoever keeps the key for it. When it is granted, and the key has a newer version, the
     /// volume key is wrapped under that.
     fn check(&self) -> Answer;
@@ -61,7 +64,7 @@ pub trait VolumeControl: Send + Sync {
     fn lock(&self) -> Result<(), String>;
     /// Opens the volume again after [`VolumeControl::lock`], if its key is granted. A passphrase is
     /// read from the file.
-    fn reopen(&self, passphrase_file: Option<&Path>) -> Answer;
+    fn reopen(&self, passphrase_file: Option<&Path>, by: &Asker) -> Answer;
     /// Makes everything durable, wipes keys and releases the volume's lock.
     ///
     /// # Errors
@@ -72,9 +75,9 @@ pub trait VolumeControl: Send + Sync {
 /// What can be locked by hand.
 pub(super) trait Lockable: Send + Sync {
     /// See `Driver::lock`.
-    fn lock(&self) -> Result<(), String>;
+    fn lock(&self, by: &Asker) -> Result<(), String>;
     /// See `Driver::unlock`.
-    fn unlock(&self, passphrase_file: Option<&Path>) -> Result<(), String>;
+    fn unlock(&self, passphrase_file: Option<&Path>, by: &Asker) -> Result<(), String>;
 }
 
 /// What clients may ask for.
@@ -89,6 +92,9 @@ enum Request {
     Unlock { passphrase_file: Option<PathBuf> },
 }
 
+/// Unmounts for somebody.
+type Unmount = Box<dyn Fn(&Asker) -> Result<(), String> + Send + Sync>;
+
 /// What answers requests.
 pub(super) struct Handler {
     pub(super) volume: Arc<dyn VolumeControl>,
@@ -97,7 +103,7 @@ pub(super) struct Handler {
     /// Locks and unlocks.
     pub(super) lease: Arc<dyn Lockable>,
     /// Unmounts, or says why not.
-    pub(super) unmount: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
+    pub(super) unmount: Unmount,
 }
 
 /// A socket that accepts clients; the file is removed when it is dropped.
@@ -171,6 +177,7 @@ fn serve(stream: &UnixStream, handler: &Handler) -> io::Result<()> {
         log::warn!("control socket: refused process {} of user {}", peer.pid(), peer.uid());
         return answer(stream, &refusal("only the user who mounted, and root, may ask"));
     }
+    let by = Asker::of_peer(peer.uid(), peer.pid());
     let mut reader = BufReader::new(stream);
     loop {
         let mut line = Vec::new();
@@ -181,11 +188,11 @@ fn serve(stream: &UnixStream, handler: &Handler) -> io::Result<()> {
         if line.len() as u64 > REQUEST_BYTES_MAX {
             return answer(stream, &refusal("the request is too long"));
         }
-        answer(stream, &reply(&line, handler))?;
+        answer(stream, &reply(&line, handler, &by))?;
     }
 }
 
-fn reply(line: &[u8], handler: &Handler) -> Value {
+fn reply(line: &[u8], handler: &Handler, by: &Asker) -> Value {
     let request = match serde_json::from_slice(line) {
         Ok(request) => request,
         Err(error) => return refusal(&format!("the request is not understood: {error}")),
@@ -196,10 +203,10 @@ fn reply(line: &[u8], handler: &Handler) -> Value {
             return json!({ "ok": true, "status": status });
         }
         Request::Sync => handler.volume.sync(),
-        Request::Unmount => (handler.unmount)(),
-        Request::Lock => handler.lease.lock(),
-        Request::Unlock { passphrase_file } => handler.lease.unlock(passphrase_file.as_deref()),
-        Request::ReplaceConfig { config } => handler.volume.replace_config(config.as_bytes()),
+        Request::Unmount => (handler.unmount)(by),
+        Request::Lock => handler.lease.lock(by),
+        Request::Unlock { passphrase_file } => handler.lease.unlock(passphrase_file.as_deref(), by),
+        Request::ReplaceConfig { config } => handler.volume.replace_config(config.as_bytes(), by),
     };
     match result {
         Ok(()) => json!({ "ok": true }),
@@ -249,7 +256,9 @@ mod tests {
             Err("the disk is gone".to_owned())
         }
 
-        fn replace_config(&self, bytes: &[u8]) -> Result<(), String> {
+        fn anchor_audit(&self) {}
+
+        fn replace_config(&self, bytes: &[u8], _: &Asker) -> Result<(), String> {
             if bytes == b"new" { Ok(()) } else { Err("refused".to_owned()) }
         }
 
@@ -267,7 +276,7 @@ mod tests {
             Ok(())
         }
 
-        fn reopen(&self, _: Option<&Path>) -> Answer {
+        fn reopen(&self, _: Option<&Path>, _: &Asker) -> Answer {
             Answer::Granted
         }
 
@@ -277,11 +286,11 @@ mod tests {
     }
 
     impl Lockable for Fake {
-        fn lock(&self) -> Result<(), String> {
+        fn lock(&self, _: &Asker) -> Result<(), String> {
             Ok(())
         }
 
-        fn unlock(&self, passphrase_file: Option<&Path>) -> Result<(), String> {
+        fn unlock(&self, passphrase_file: Option<&Path>, _: &Asker) -> Result<(), String> {
             passphrase_file.map_or(Ok(()), |file| Err(format!("not {}", file.display())))
         }
     }
@@ -295,7 +304,7 @@ mod tests {
                 status
             }),
             lease: Arc::new(Fake),
-            unmount: Box::new(|| Err("busy".to_owned())),
+            unmount: Box::new(|_| Err("busy".to_owned())),
         };
         (Server::start(&path, handler).unwrap(), path)
     }

@@ -20,7 +20,7 @@ mod superblocks;
 pub use commit::CommitOptions;
 pub use log::log_bytes_for;
 pub use nodes::DamageCounters;
-pub use open::{OpenError, OpenOptions, OpenReport};
+pub use open::{OpenError, OpenOptions, OpenReport, newest_sequence};
 pub use overlay::{Key, Value};
 pub use rebuild::{KeyRange, Rebuild, Rebuilt, RecordPage, Survey};
 pub use superblocks::Refused;

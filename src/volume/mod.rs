@@ -119,6 +119,20 @@ impl From<record::RecordError> for Error {
     }
 }
 
+/// The sequence number of the newest superblock, which knows this configuration. Needs no lock: of
+/// a volume that is in use it is the one of a moment ago.
+///
+/// # Errors
+/// [`OpenError::ConfigReplaced`] if it knows another configuration; those of reading it.
+pub fn newest_sequence(
+    storage: &dyn Storage,
+    keys: &VolumeKeys,
+    volume_id: VolumeId,
+    config: &[u8],
+) -> Result<u64, OpenError> {
+    epoch::newest_sequence(storage, keys, volume_id, kdf::digest(config))
+}
+
 /// Numbers that every epoch stores.
 struct Live {
     next_ino: AtomicU64,
