@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::vault::VaultCommand;
+use crate::daemon::metrics::Endpoint;
 
 /// Encryption at rest for Linux directories, with keys that you control.
 #[derive(Debug, Parser)]
@@ -171,6 +172,9 @@ pub struct MountArgs {
     /// What to do then: lock, or serve until the key is denied
     #[arg(long, value_enum, default_value = "lock")]
     pub on_outage: OutageName,
+    /// Serve metrics for Prometheus at unix:PATH or tcp:127.0.0.1:PORT
+    #[arg(long, value_name = "WHERE")]
+    pub metrics: Option<Endpoint>,
     /// Mount although the volume is older than this host has seen it
     #[arg(long)]
     pub allow_rollback: bool,

@@ -189,16 +189,23 @@ pub fn of_kek_error(entry: Entry, slot: u32, error: &KekError) -> Entry {
 }
 
 fn of_key_error(entry: Entry, error: &KeyError) -> Entry {
-    let class = match error {
-        KeyError::Kek(error) | KeyError::CannotUnwrap(error) => {
-            return of_kek_error(entry, 0, error);
+    match error {
+        KeyError::Kek(error) | KeyError::CannotUnwrap(error) => of_kek_error(entry, 0, error),
+        error => entry.failed(class_of(Some(error)).unwrap_or_default(), chain(error)),
+    }
+}
+
+/// The class of an error, of the last slot that was tried; `None` if there is none.
+pub fn class_of(error: Option<&KeyError>) -> Option<&'static str> {
+    Some(match error? {
+        KeyError::Kek(error) | KeyError::CannotUnwrap(error) => error.kind().class(),
+        KeyError::NoSlot(failures) | KeyError::Denied { failures, .. } => {
+            failures.last().map_or("no-slot", |failure| failure.error.kind().class())
         }
         KeyError::Config(ConfigError::MacMismatch(_)) => "forged",
         KeyError::Config(_) | KeyError::UnknownCipher(_) => "malformed",
-        KeyError::NoSlot(_) | KeyError::Denied { .. } => "no-slot",
         KeyError::NoSuchSlot(_) | KeyError::LastSlot(_) | KeyError::SlotsFull => "slot",
-    };
-    entry.failed(class, chain(error))
+    })
 }
 
 /// Runs an audit command.

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
 use serde_json::{Value, json};
@@ -11,7 +12,8 @@ use super::hint::chain;
 use super::open::{Place, Serving};
 use super::{audit, place, status};
 use crate::audit::{Asker, Entry, Event};
-use crate::daemon::{Answer, VolumeControl};
+use crate::daemon::metrics::ProviderMeter;
+use crate::daemon::{Answer, Numbers, VolumeControl, VolumeNumbers};
 use crate::format::config::Config;
 use crate::fs::volume::{GatedTree, Refusal, recover};
 use crate::key::pin::Pin;
@@ -33,6 +35,9 @@ pub struct Control {
     /// The newest configuration; held while it is replaced, so that of two that are made from the
     /// same one the second is refused.
     config: Mutex<Config>,
+    /// Since when the volume key is seen to be wrapped under this version of its key.
+    version: Mutex<(String, Instant)>,
+    provider: ProviderMeter,
     /// `None` while it is locked.
     serving: RwLock<Option<Serving>>,
     tree: Arc<GatedTree>,
@@ -52,7 +57,17 @@ impl Control {
         lock: VolumeLock,
     ) -> Self {
         let (config, serving) = (Mutex::new(config), RwLock::new(Some(serving)));
-        Self { place, slot, options, config, serving, tree, _lock: lock }
+        let version = Mutex::new((String::new(), Instant::now()));
+        let provider = ProviderMeter::default();
+        Self { place, slot, options, config, version, provider, serving, tree, _lock: lock }
+    }
+
+    /// [`VolumeKeys::open`], counted.
+    fn open_keys(&self, bytes: &[u8], options: &ProviderOptions) -> Result<Opened, KeyError> {
+        let begun = Instant::now();
+        let opened = VolumeKeys::open(bytes, options);
+        self.provider.asked(begun.elapsed(), audit::class_of(opened.as_ref().err()));
+        opened
     }
 
     /// Starts what runs beside requests. Threads: not before a fork.
@@ -88,7 +103,7 @@ impl Control {
     /// Unwraps the volume's keys anew, by the slot that the lease is on.
     fn ask(&self, options: &ProviderOptions) -> Result<Opened, Answer> {
         let bytes = self.config.lock().bytes().to_vec();
-        let opened = VolumeKeys::open(&bytes, options);
+        let opened = self.open_keys(&bytes, options);
         let (how, own) = ((Event::Recheck, "check"), Asker::of_this_process());
         // What was refused is no less refused because it cannot be put on record.
         _ = audit::unwrapped(&self.place.audit, how, &own, &opened);
@@ -240,6 +255,24 @@ fn state_of(volume: &Volume, keys: &VolumeKeys) -> Value {
     })
 }
 
+fn numbers_of(volume: &Volume) -> VolumeNumbers {
+    let (_, free, inodes) = volume.space();
+    let (used, _) = volume.epochs().space.usage();
+    let damage = volume.epochs().damage();
+    VolumeNumbers {
+        used_bytes: used * PAGE_BYTES,
+        free_bytes: free * PAGE_BYTES,
+        inodes,
+        nodes_healed: damage.nodes_healed.load(Ordering::Relaxed),
+        nodes_lost: damage.nodes_lost.load(Ordering::Relaxed),
+        pages_lost: damage.pages_lost.load(Ordering::Relaxed),
+        changes_lost: damage.changes_lost.load(Ordering::Relaxed),
+        node_cache: volume.epochs().node_cache(),
+        key_cache: volume.key_cache(),
+        backlog: volume.epochs().backlog(),
+    }
+}
+
 impl VolumeControl for Control {
     fn status_json(&self) -> Value {
         let mut status = match &*self.serving.read() {
@@ -250,6 +283,21 @@ impl VolumeControl for Control {
         status["generation"] = json!(config.data().generation);
         status["key_in_use"] = key_in_use(&config, self.slot);
         status
+    }
+
+    fn numbers(&self) -> Numbers {
+        let config = self.config.lock();
+        let now = config.slot(self.slot).map(|slot| slot.kek.key_version.clone());
+        drop(config);
+        let mut version = self.version.lock();
+        if let Some(now) = now.filter(|now| *now != version.0) {
+            let is_first = version.0.is_empty();
+            *version = (now, if is_first { version.1 } else { Instant::now() });
+        }
+        let key_age = version.1.elapsed();
+        let serving = self.serving.read();
+        let volume = serving.as_ref().map(|Serving { volume, .. }| numbers_of(volume));
+        Numbers { volume, key_age, provider: self.provider.clone() }
     }
 
     fn sync(&self) -> Result<(), String> {
@@ -313,7 +361,7 @@ impl VolumeControl for Control {
             Ok(bytes) => bytes,
             Err(failure) => return Answer::Outage(failure.to_string()),
         };
-        let opened = VolumeKeys::open(&bytes, &options);
+        let opened = self.open_keys(&bytes, &options);
         let recorded = audit::unwrapped(&self.place.audit, (Event::Unwrap, "unlock"), by, &opened);
         let opened = match opened {
             Ok(opened) => opened,

@@ -52,6 +52,7 @@ pub fn run(arguments: &MountArgs) -> Result<u8, Failure> {
         options: parsed.mount,
         lease: parsed.lease,
         audit,
+        metrics: parsed.metrics,
     };
     daemon::serve(service, readiness).map_err(|error| {
         let failure = Failure::daemon(&error);

@@ -19,8 +19,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use super::metrics::ProviderMeter;
 use crate::audit::Asker;
 use crate::lease::Answer;
+use crate::volume::{Backlog, CacheCounts};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::geteuid;
 use serde::Deserialize;
@@ -37,6 +39,8 @@ const CLIENTS_MAX: usize = 8;
 pub trait VolumeControl: Send + Sync {
     /// State for `atrest status --json`: an object.
     fn status_json(&self) -> Value;
+    /// Numbers for metrics.
+    fn numbers(&self) -> Numbers;
     /// Returns when everything handed over so far is durable.
     ///
     /// # Errors
@@ -70,6 +74,42 @@ pub trait VolumeControl: Send + Sync {
     /// # Errors
     /// What was lost, in words.
     fn close(&self) -> Result<(), String>;
+}
+
+/// What a volume counts. It begins again with zeros when it is unlocked.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct VolumeNumbers {
+    /// Space in use, in bytes.
+    pub used_bytes: u64,
+    /// Space that is free, in bytes.
+    pub free_bytes: u64,
+    /// Files, directories and so on.
+    pub inodes: u64,
+    /// Nodes that were healed from their second copy.
+    pub nodes_healed: u64,
+    /// Nodes that do not authenticate.
+    pub nodes_lost: u64,
+    /// Pages that do not authenticate.
+    pub pages_lost: u64,
+    /// Changes that were lost in damaged nodes.
+    pub changes_lost: u64,
+    /// The cache of tree nodes.
+    pub node_cache: CacheCounts,
+    /// The cache of data keys.
+    pub key_cache: CacheCounts,
+    /// What waits to become durable.
+    pub backlog: Backlog,
+}
+
+/// What is counted of a volume and its key.
+#[derive(Clone, Debug, Default)]
+pub struct Numbers {
+    /// `None` while it is locked.
+    pub volume: Option<VolumeNumbers>,
+    /// For how long the volume key is known to be wrapped under its present key version.
+    pub key_age: Duration,
+    /// Uses of the key service, successful or not, with the class of what went wrong.
+    pub provider: ProviderMeter,
 }
 
 /// What can be locked by hand.
@@ -248,6 +288,10 @@ mod tests {
     struct Fake;
 
     impl VolumeControl for Fake {
+        fn numbers(&self) -> Numbers {
+            Numbers::default()
+        }
+
         fn status_json(&self) -> Value {
             json!({ "sequence": 7 })
         }

@@ -168,6 +168,13 @@ impl Driver {
         self.changed.notify_all();
     }
 
+    /// Where it stands by name, and how long ago that began and the key was last granted.
+    pub(super) fn numbers(&self) -> (&'static str, Duration, Duration) {
+        let (lease, now) = (self.lease.lock(), clock::since_boot());
+        let ago = |then: Duration| now.saturating_sub(then);
+        (name(lease.state()), ago(lease.since()), ago(lease.last_good()))
+    }
+
     /// What `atrest status` shows of it. Times are in seconds.
     pub(super) fn status(&self) -> Value {
         let lease = self.lease.lock();
@@ -187,7 +194,11 @@ impl Driver {
     }
 }
 
-/// For scripts.
+/// Every state, for scripts.
+pub(super) const STATES: [&str; 6] =
+    ["unlocked", "degraded", "draining", "locked (revoked)", "locked (outage)", "locked (manual)"];
+
+/// One of [`STATES`].
 fn name(state: State) -> &'static str {
     match state {
         State::Unlocked => "unlocked",

@@ -3,6 +3,7 @@
 mod control;
 mod lease;
 pub mod logging;
+pub mod metrics;
 pub mod paths;
 
 use std::fs::File;
@@ -25,7 +26,7 @@ use crate::sys::process::{self, Side, Signals};
 
 pub use crate::fuse::{AllowOther, MountError, Options};
 pub use crate::lease::{Answer, OnOutage, Policy};
-pub use control::{VolumeControl, ask};
+pub use control::{Numbers, VolumeControl, VolumeNumbers, ask};
 use lease::Driver;
 
 /// Why a daemon could not start, or did not end well. `Display` says what was attempted; the cause
@@ -149,6 +150,8 @@ pub struct Service {
     pub lease: Policy,
     /// What the mount is put on record with.
     pub audit: Arc<Audit>,
+    /// Where metrics are served, if anywhere.
+    pub metrics: Option<metrics::Endpoint>,
 }
 
 /// Keeps what the process knows out of core dumps and raises its limits. Call it before secrets
@@ -191,7 +194,7 @@ fn serve_until_unmounted(
     readiness: Readiness,
     unmounter: &Arc<Mutex<Asker>>,
 ) -> Result<(), Error> {
-    let Service { tree, volume, volume_id, mountpoint, options, lease, audit } = service;
+    let Service { tree, volume, volume_id, mountpoint, options, lease, audit, metrics } = service;
     let failed = |attempt| move |source| Error::Process { attempt, source };
     let signals = Signals::catch(&[Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     let mut signals = signals.map_err(failed("catch signals"))?;
@@ -207,6 +210,11 @@ fn serve_until_unmounted(
 
     let driver = Driver::new(lease, volume.clone(), session.caches().clone(), audit.clone());
     let known = Known { volume_id: &volume_id, mountpoint: &mountpoint, options: &options };
+    let _metrics = metrics.and_then(|endpoint| {
+        let source = metrics::Source::new(volume.clone(), driver.clone(), audit.clone());
+        let started = metrics::Server::start(endpoint, source);
+        started.inspect_err(|error| log::error!("no metrics: {error}")).ok()
+    });
     let _control = start_control(volume, driver.clone(), audit, &known, unmounter.clone());
     let checks = driver.clone();
     let checker = std::thread::Builder::new().name("atrest-lease".to_owned());

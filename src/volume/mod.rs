@@ -15,7 +15,9 @@ pub mod repair;
 mod resize;
 mod scan;
 
-pub use crate::epoch::{CommitOptions, OpenError, OpenOptions, OpenReport, log_bytes_for};
+pub use crate::epoch::{
+    Backlog, CacheCounts, CommitOptions, OpenError, OpenOptions, OpenReport, log_bytes_for,
+};
 pub use check::{CheckOptions, CheckReport, Progress, Stage};
 pub use records::Change;
 
@@ -366,6 +368,11 @@ impl Volume {
     /// The volume's keys.
     pub fn keys(&self) -> &VolumeKeys {
         &self.keys
+    }
+
+    /// How the cache of data keys is.
+    pub fn key_cache(&self) -> CacheCounts {
+        self.data_keys.counts()
     }
 
     /// The engine below, for `fsck`, `inspect` and `status`.

@@ -1,7 +1,8 @@
 //! The audit log: what was done to it is found, whatever happens to its file it goes on, and a
-//! mount puts on record what it must.
+//! mount puts on record what it must; and the metrics of a mount, as a strict parser reads them.
 
 mod files;
+mod metrics;
 mod mounted_log;
 mod tampering;
 mod world;
