@@ -263,11 +263,10 @@ mod tests {
         assert_eq!(counts.operations[Operation::Read as usize], Count::default());
     }
 
-    /// What counting costs: run with `--ignored --nocapture` in a release build.
+    /// What counting costs is far from what an operation does; `--nocapture` shows it.
     #[test]
-    #[ignore = "measures, and asserts nothing"]
     fn cost() {
-        const ROUNDS: u32 = 10_000_000;
+        const ROUNDS: u32 = 1_000_000;
         let meter = Meter::default();
         let begun = Instant::now();
         for n in 0..ROUNDS {
@@ -279,5 +278,6 @@ mod tests {
             std::hint::black_box(Instant::now().elapsed());
         }
         println!("counting {:?}, the clock {:?}", counting / ROUNDS, begun.elapsed() / ROUNDS);
+        assert!(counting / ROUNDS < Duration::from_micros(2));
     }
 }

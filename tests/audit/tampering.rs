@@ -152,3 +152,36 @@ fn made_up_numbers() {
     let epoch = line.replace("\"epoch\":1", "\"epoch\":7");
     assert_eq!(judged(&world, None, &[epoch.into_bytes()]).last(), Some(&Finding::Key));
 }
+
+/// A long log is judged in the time of reading it; `ATREST_AUDIT_RECORDS=1000000` makes it longer,
+/// and `--nocapture` shows the time.
+#[test]
+fn long() {
+    let world = World::new();
+    let variable = std::env::var("ATREST_AUDIT_RECORDS").ok();
+    let count: u64 = variable.map_or(20_000, |text| text.parse().expect("a number"));
+    let mut key = world.keys.audit_key(1, [0; 8]).unwrap();
+    let mut verifier = atrest::audit::Verifier::new(&world.keys, None, 1);
+    let (mut prev, mut took) = ([0; 32], std::time::Duration::ZERO);
+    for seq in 1..=count {
+        let hex: String = prev.iter().map(|byte| format!("{byte:02x}")).collect();
+        let (id, n) = (&world.id, seq - 1);
+        let text = format!(
+            "{{\"seq\":{seq},\"time\":\"2026-01-31T12:00:00.123456Z\",\"host\":\"h\",\
+             \"volume\":\"{id}\",\
+             \"event\":\"recheck\",\"purpose\":\"check\",\"outcome\":\"failed\",\"error\":\"gone\",\
+             \"uid\":0,\"pid\":1,\"process\":\"atrest\",\"slot\":1,\"provider\":\"local:default\",\
+             \"prev\":\"{hex}\",\"epoch\":1,\"session\":\"0000000000000000\",\"n\":{n}"
+        );
+        let mac: String = key.mac(text.as_bytes()).iter().map(|b| format!("{b:02x}")).collect();
+        key.advance();
+        let line = format!("{text},\"mac\":\"{mac}\"}}");
+        prev = atrest::crypto::kdf::digest(line.as_bytes());
+        let begun = std::time::Instant::now();
+        verifier.line(atrest::audit::Where { file: 0, line: seq }, line.as_bytes());
+        took += begun.elapsed();
+    }
+    let report = verifier.finish(atrest::audit::Where::default(), false);
+    assert_eq!((findings(&report), report.authentic), (vec![], count));
+    println!("{count} records in {took:?}");
+}
