@@ -10,11 +10,13 @@
 //! ```text
 //! main -> cli -> daemon -> fuse -> fs -> volume
 //!     -> { epoch, tree, space, key } -> { format, crypto, storage } -> sys
+//! { cli, daemon, vault } -> audit -> { key, format, crypto }
 //! cli -> vault -> { key, format, crypto, storage, sys }
 //! ```
 //!
 //! Start with [`manual::architecture`]; the bytes on disk are in [`manual::format`].
 
+pub mod audit;
 pub mod cli;
 pub mod crypto;
 pub mod daemon;

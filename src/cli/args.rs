@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::vault::VaultCommand;
+use crate::daemon::metrics::Endpoint;
 
 /// Encryption at rest for Linux directories, with keys that you control.
 #[derive(Debug, Parser)]
@@ -62,6 +63,9 @@ pub enum Command {
     /// Try a key-encryption key before a volume depends on it
     #[command(subcommand)]
     Kek(KekCommand),
+    /// Judge the record of what was done with a volume's keys
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Make, serve and manage a key vault of your own
     #[command(subcommand)]
     Vault(VaultCommand),
@@ -92,6 +96,20 @@ pub struct KeyArgs {
     pub source: KeySourceArgs,
 }
 
+/// Where uses of keys are put on record.
+#[derive(Args, Clone, Debug, Default)]
+pub struct AuditArgs {
+    /// Put each use of a key on record in this file, or with "syslog"; once each
+    #[arg(long = "audit", value_name = "WHERE")]
+    pub places: Vec<PathBuf>,
+    /// Do nothing that cannot be put on record
+    #[arg(long = "audit-strict")]
+    pub strict: bool,
+    /// Begin another file when this one has so many bytes; none is deleted
+    #[arg(long = "audit-max-bytes", value_name = "BYTES")]
+    pub max_bytes: Option<u64>,
+}
+
 /// Cipher of a volume's contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum CipherName {
@@ -118,6 +136,9 @@ pub struct InitArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub keys: KeySourceArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub audit: AuditArgs,
 }
 
 /// `atrest mount`
@@ -151,12 +172,18 @@ pub struct MountArgs {
     /// What to do then: lock, or serve until the key is denied
     #[arg(long, value_enum, default_value = "lock")]
     pub on_outage: OutageName,
+    /// Serve metrics for Prometheus at unix:PATH or tcp:127.0.0.1:PORT
+    #[arg(long, value_name = "WHERE")]
+    pub metrics: Option<Endpoint>,
     /// Mount although the volume is older than this host has seen it
     #[arg(long)]
     pub allow_rollback: bool,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub keys: KeyArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub audit: AuditArgs,
 }
 
 /// `atrest umount`
@@ -213,6 +240,9 @@ pub struct InspectArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub keys: KeyArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub audit: AuditArgs,
 }
 
 /// `atrest fsck`
@@ -236,6 +266,9 @@ pub struct FsckArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub keys: KeyArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub audit: AuditArgs,
 }
 
 /// `atrest key`
@@ -282,6 +315,9 @@ pub struct KeyAddArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub keys: KeyArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub audit: AuditArgs,
 }
 
 /// `atrest key remove`
@@ -294,6 +330,9 @@ pub struct KeyRemoveArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub keys: KeyArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub audit: AuditArgs,
 }
 
 /// `atrest key rotate`
@@ -319,6 +358,9 @@ pub struct KeyRotateArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub keys: KeySourceArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub audit: AuditArgs,
 }
 
 /// `atrest key verify`
@@ -332,6 +374,45 @@ pub struct KeyVerifyArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub keys: KeyArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub audit: AuditArgs,
+}
+
+/// `atrest audit`
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// Find what was edited, removed, put elsewhere or cut off
+    #[command(after_help = "Example:\n  \
+        atrest audit verify /srv/vault /var/log/atrest/audit.jsonl.1 /var/log/atrest/audit.jsonl")]
+    Verify(AuditVerifyArgs),
+}
+
+/// `atrest audit verify`
+#[derive(Args, Debug)]
+pub struct AuditVerifyArgs {
+    /// Directory of the volume
+    pub volume: PathBuf,
+    /// The files of the log, the oldest first
+    #[arg(required = true)]
+    pub files: Vec<PathBuf>,
+    /// The number of the first record, where older files are kept elsewhere
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        default_value = "1",
+        value_parser = clap::value_parser!(u64).range(1..)
+    )]
+    pub first: u64,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub keys: KeyArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub audit: AuditArgs,
 }
 
 /// `atrest kek`

@@ -3,14 +3,17 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
 use serde_json::{Value, json};
 
 use super::hint::chain;
 use super::open::{Place, Serving};
-use super::{place, status};
-use crate::daemon::{Answer, VolumeControl};
+use super::{audit, place, status};
+use crate::audit::{Asker, Entry, Event};
+use crate::daemon::metrics::ProviderMeter;
+use crate::daemon::{Answer, Numbers, VolumeControl, VolumeNumbers};
 use crate::format::config::Config;
 use crate::fs::volume::{GatedTree, Refusal, recover};
 use crate::key::pin::Pin;
@@ -32,6 +35,9 @@ pub struct Control {
     /// The newest configuration; held while it is replaced, so that of two that are made from the
     /// same one the second is refused.
     config: Mutex<Config>,
+    /// Since when the volume key is seen to be wrapped under this version of its key.
+    version: Mutex<(String, Instant)>,
+    provider: ProviderMeter,
     /// `None` while it is locked.
     serving: RwLock<Option<Serving>>,
     tree: Arc<GatedTree>,
@@ -51,7 +57,17 @@ impl Control {
         lock: VolumeLock,
     ) -> Self {
         let (config, serving) = (Mutex::new(config), RwLock::new(Some(serving)));
-        Self { place, slot, options, config, serving, tree, _lock: lock }
+        let version = Mutex::new((String::new(), Instant::now()));
+        let provider = ProviderMeter::default();
+        Self { place, slot, options, config, version, provider, serving, tree, _lock: lock }
+    }
+
+    /// [`VolumeKeys::open`], counted.
+    fn open_keys(&self, bytes: &[u8], options: &ProviderOptions) -> Result<Opened, KeyError> {
+        let begun = Instant::now();
+        let opened = VolumeKeys::open(bytes, options);
+        self.provider.asked(begun.elapsed(), audit::class_of(opened.as_ref().err()));
+        opened
     }
 
     /// Starts what runs beside requests. Threads: not before a fork.
@@ -87,7 +103,87 @@ impl Control {
     /// Unwraps the volume's keys anew, by the slot that the lease is on.
     fn ask(&self, options: &ProviderOptions) -> Result<Opened, Answer> {
         let bytes = self.config.lock().bytes().to_vec();
-        VolumeKeys::open(&bytes, options).map_err(|error| answer_of(&error))
+        let opened = self.open_keys(&bytes, options);
+        let (how, own) = ((Event::Recheck, "check"), Asker::of_this_process());
+        // What was refused is no less refused because it cannot be put on record.
+        _ = audit::unwrapped(&self.place.audit, how, &own, &opened);
+        opened.map_err(|error| answer_of(&error))
+    }
+
+    fn check_key(&self) -> Answer {
+        // What a passphrase opens cannot be taken away, and deriving its key is made to be dear.
+        let slot = self.config.lock().slot(self.slot).map(|slot| slot.provider.clone());
+        if slot.is_some_and(|provider| provider.starts_with("passphrase:")) {
+            return Answer::Granted;
+        }
+        let opened = match self.ask(&self.options) {
+            Ok(opened) => opened,
+            Err(answer) => return answer,
+        };
+        if !self.place.read_only && self.serving.read().is_some() {
+            self.follow_rotation(&opened);
+        }
+        Answer::Granted
+    }
+
+    /// Makes the configuration say how far the audit log goes; with `only_due`, if it is time to.
+    /// A volume that is locked or read-only keeps the anchor that it has.
+    fn anchor(&self, only_due: bool) {
+        let audit = &self.place.audit;
+        let Some(anchor) = audit.to_anchor(only_due).filter(|_| !self.place.read_only) else {
+            return;
+        };
+        let serving = self.serving.read();
+        let Some(Serving { volume, keys }) = &*serving else { return };
+        let mut newest = self.config.lock();
+        let anchored = keys.anchor_audit(&newest, anchor).map_err(|error| chain(&error));
+        let replaced = anchored.and_then(|config| {
+            volume.replace_config(config.bytes()).map_err(|error| chain(&error))?;
+            Ok(config)
+        });
+        match replaced {
+            Ok(config) => {
+                *newest = config;
+                audit.anchored(anchor);
+            }
+            Err(error) => log::warn!("audit: the end of the log is not anchored: {error}"),
+        }
+    }
+
+    /// Takes a verified configuration over.
+    fn take_over(&self, bytes: &[u8], by: &Asker) -> Result<(), String> {
+        let serving = self.serving.read();
+        let Some(Serving { volume, keys }) = &*serving else {
+            return Err("the volume is locked; unlock it first: atrest unlock".to_owned());
+        };
+        let config = keys.verify_config(bytes).map_err(|error| chain(&error))?;
+        let mut newest = self.config.lock();
+        let generation = newest.data().generation;
+        if config.data().generation <= generation {
+            return Err(format!(
+                "the volume's keys were changed meanwhile (generation {generation}): run it again"
+            ));
+        }
+        let changes = audit::slot_changes(&newest, &config, "key slots", by);
+        for change in &changes {
+            let recorded = self.place.audit.record(&change.clone().begun());
+            recorded.map_err(|error| chain(&error))?;
+        }
+        let replaced = volume.replace_config(config.bytes()).map_err(|error| chain(&error));
+        for change in changes {
+            // It is done, or it is not: neither can be refused.
+            _ = self.place.audit.record(&match &replaced {
+                Ok(()) => change,
+                Err(error) => change.failed("storage", error),
+            });
+        }
+        replaced?;
+        if config.slot(self.slot).is_none() {
+            log::warn!("key slot {}, which opened the volume, is removed", self.slot);
+        }
+        log::info!("the volume's keys were changed: generation {}", config.data().generation);
+        *newest = config;
+        Ok(())
     }
 
     /// Wraps the volume key under a newer version of its key, if there is one.
@@ -102,10 +198,16 @@ impl Control {
                 return log::debug!("the newest version of the key is not known: {error}");
             }
         };
-        let rotated = keys
-            .rotate_slot(config, *slot, &**provider, false)
-            .map_err(|error| chain(&error))
-            .and_then(|config| self.replace_config(config.bytes()));
+        let own = Asker::of_this_process();
+        let made = keys.rotate_slot(config, *slot, &**provider, false);
+        let rewrapped = made.as_ref().map(|config| config.slot(*slot).expect("it was rotated"));
+        let rewrap = Entry::new(Event::Rewrap, "check", &own);
+        let rotated = match audit::wrapped(&self.place.audit, rewrap, rewrapped) {
+            Err(error) => Err(chain(&error)),
+            Ok(()) => made
+                .map_err(|error| chain(&error))
+                .and_then(|config| self.replace_config(config.bytes(), &own)),
+        };
         match rotated {
             Ok(()) => log::info!("slot {slot}: wrapped under version {newest} of its key"),
             Err(error) => log::error!("slot {slot}: cannot follow its key to {newest}: {error}"),
@@ -153,6 +255,24 @@ fn state_of(volume: &Volume, keys: &VolumeKeys) -> Value {
     })
 }
 
+fn numbers_of(volume: &Volume) -> VolumeNumbers {
+    let (_, free, inodes) = volume.space();
+    let (used, _) = volume.epochs().space.usage();
+    let damage = volume.epochs().damage();
+    VolumeNumbers {
+        used_bytes: used * PAGE_BYTES,
+        free_bytes: free * PAGE_BYTES,
+        inodes,
+        nodes_healed: damage.nodes_healed.load(Ordering::Relaxed),
+        nodes_lost: damage.nodes_lost.load(Ordering::Relaxed),
+        pages_lost: damage.pages_lost.load(Ordering::Relaxed),
+        changes_lost: damage.changes_lost.load(Ordering::Relaxed),
+        node_cache: volume.epochs().node_cache(),
+        key_cache: volume.key_cache(),
+        backlog: volume.epochs().backlog(),
+    }
+}
+
 impl VolumeControl for Control {
     fn status_json(&self) -> Value {
         let mut status = match &*self.serving.read() {
@@ -165,48 +285,44 @@ impl VolumeControl for Control {
         status
     }
 
+    fn numbers(&self) -> Numbers {
+        let config = self.config.lock();
+        let now = config.slot(self.slot).map(|slot| slot.kek.key_version.clone());
+        drop(config);
+        let mut version = self.version.lock();
+        if let Some(now) = now.filter(|now| *now != version.0) {
+            let is_first = version.0.is_empty();
+            *version = (now, if is_first { version.1 } else { Instant::now() });
+        }
+        let key_age = version.1.elapsed();
+        let serving = self.serving.read();
+        let volume = serving.as_ref().map(|Serving { volume, .. }| numbers_of(volume));
+        Numbers { volume, key_age, provider: self.provider.clone() }
+    }
+
     fn sync(&self) -> Result<(), String> {
         // What is locked is durable, or was reported.
         let synced = self.with_volume(|volume| volume.sync().map_err(|error| chain(&error)));
         synced.unwrap_or(Ok(()))
     }
 
-    fn replace_config(&self, bytes: &[u8]) -> Result<(), String> {
-        let serving = self.serving.read();
-        let Some(Serving { volume, keys }) = &*serving else {
-            return Err("the volume is locked; unlock it first: atrest unlock".to_owned());
-        };
-        let config = keys.verify_config(bytes).map_err(|error| chain(&error))?;
-        let mut newest = self.config.lock();
-        let generation = newest.data().generation;
-        if config.data().generation <= generation {
-            return Err(format!(
-                "the volume's keys were changed meanwhile (generation {generation}): run it again"
-            ));
-        }
-        volume.replace_config(config.bytes()).map_err(|error| chain(&error))?;
-        if config.slot(self.slot).is_none() {
-            log::warn!("key slot {}, which opened the volume, is removed", self.slot);
-        }
-        log::info!("the volume's keys were changed: generation {}", config.data().generation);
-        *newest = config;
+    fn replace_config(&self, bytes: &[u8], by: &Asker) -> Result<(), String> {
+        self.take_over(bytes, by)?;
+        self.anchor(false);
         Ok(())
     }
 
+    fn anchor_audit(&self) {
+        self.anchor(false);
+    }
+
     fn check(&self) -> Answer {
-        // What a passphrase opens cannot be taken away, and deriving its key is made to be dear.
-        let slot = self.config.lock().slot(self.slot).map(|slot| slot.provider.clone());
-        if slot.is_some_and(|provider| provider.starts_with("passphrase:")) {
-            return Answer::Granted;
+        let answer = self.check_key();
+        if let Some(Serving { keys, .. }) = &*self.serving.read() {
+            self.place.audit.renew(keys);
         }
-        let opened = match self.ask(&self.options) {
-            Ok(opened) => opened,
-            Err(answer) => return answer,
-        };
-        if !self.place.read_only && self.serving.read().is_some() {
-            self.follow_rotation(&opened);
-        }
-        Answer::Granted
+        self.anchor(true);
+        answer
     }
 
     fn drain(&self, revoked: bool) {
@@ -218,6 +334,7 @@ impl VolumeControl for Control {
     }
 
     fn lock(&self) -> Result<(), String> {
+        self.anchor(false);
         let Some(serving) = self.serving.write().take() else { return Ok(()) };
         let closed = serving.volume.close().map_err(|error| chain(&error));
         let remembered = self.remember(&serving);
@@ -234,7 +351,7 @@ impl VolumeControl for Control {
         closed.and(remembered)
     }
 
-    fn reopen(&self, passphrase_file: Option<&Path>) -> Answer {
+    fn reopen(&self, passphrase_file: Option<&Path>, by: &Asker) -> Answer {
         let mut options = self.options.clone();
         if let Some(file) = passphrase_file {
             options.passphrase_file = Some(file.to_owned());
@@ -244,10 +361,15 @@ impl VolumeControl for Control {
             Ok(bytes) => bytes,
             Err(failure) => return Answer::Outage(failure.to_string()),
         };
-        let opened = match VolumeKeys::open(&bytes, &options) {
+        let opened = self.open_keys(&bytes, &options);
+        let recorded = audit::unwrapped(&self.place.audit, (Event::Unwrap, "unlock"), by, &opened);
+        let opened = match opened {
             Ok(opened) => opened,
             Err(error) => return answer_of(&error),
         };
+        if let Err(error) = recorded {
+            return Answer::Outage(chain(&error));
+        }
         let (config, serving) = match self.place.open(opened, false) {
             Ok(opened) => opened,
             Err(failure) => return Answer::Outage(failure.to_string()),
@@ -260,6 +382,7 @@ impl VolumeControl for Control {
     }
 
     fn close(&self) -> Result<(), String> {
+        self.anchor(false);
         let serving = self.serving.read();
         let Some(serving) = &*serving else { return Ok(()) };
         serving.volume.close().map_err(|error| chain(&error))?;

@@ -88,6 +88,11 @@ pub enum Exit {
     DaemonSilent = 53,
     /// `unlock`: the key cannot be had, or the volume cannot be opened with it.
     StillLocked = 54,
+
+    /// With `--audit-strict`: nothing was done, because it could not be put on record.
+    AuditUnwritable = 60,
+    /// `audit verify`: the log was changed, or something is missing.
+    AuditTampered = 61,
 }
 
 impl From<Exit> for ExitCode {

@@ -10,7 +10,7 @@ use super::args::FsckArgs;
 use super::exit::Exit;
 use super::hint::{Failure, chain};
 use super::open::Unlocked;
-use super::{keys, open, place, salvage};
+use super::{audit, keys, open, place, salvage};
 use crate::storage::Shadow;
 use crate::volume::Volume;
 use crate::volume::check::{CheckOptions, CheckReport, FINDINGS_MAX, Progress, Severity, Stage};
@@ -25,7 +25,9 @@ use crate::volume::repair::{RepairError, RepairOptions, RepairReport};
 pub fn run(arguments: &FsckArgs) -> Result<u8, Failure> {
     let path = place::volume(&arguments.volume)?;
     let options = keys::provider_options(&arguments.keys);
-    let unlocked = open::unlock(&path, &options, "fsck", arguments.repair).map_err(hopeless)?;
+    let audit = audit::open_for(&arguments.audit, &path)?;
+    let unlocked =
+        open::unlock(&path, &options, ("fsck", &audit), arguments.repair).map_err(hopeless)?;
     let volume = unlocked.open(unlocked.storage.clone(), false).map_err(hopeless)?;
     let deep = arguments.deep || arguments.repair;
     let report = with_bar(|progress| volume.check(CheckOptions { deep }, progress));

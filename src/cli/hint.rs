@@ -137,6 +137,7 @@ impl Failure {
     pub fn daemon(error: &daemon::Error) -> Self {
         match error {
             daemon::Error::Mount(error) => Self::mount(error),
+            daemon::Error::Audit(_) => Self::new(Exit::AuditUnwritable, chain(error)),
             daemon::Error::Close(_) => Self::new(Exit::NotDurable, error.to_string())
                 .hint("What was written last may be lost; the log says more."),
             daemon::Error::Process { .. } | daemon::Error::Session(_) => {

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use super::args::{CipherName, InitArgs};
 use super::exit::Exit;
 use super::hint::{Failure, chain};
-use super::{kek, keys, open};
+use super::{audit, kek, keys, open};
+use crate::audit::{Asker, Audit, Entry, Event};
 use crate::crypto::{Cipher, random};
 use crate::format::VolumeId;
+use crate::format::config::Config;
 use crate::fs::volume::make_root;
 use crate::key::{KekProvider, KeyError, ProviderOptions, VolumeKeys, provider_from_uri};
 use crate::storage::{OsStorage, Storage};
@@ -39,8 +41,10 @@ pub fn run(arguments: &InitArgs) -> Result<(), Failure> {
     let providers: Vec<_> =
         providers.collect::<Result<_, _>>().map_err(|error| failed(KeyError::Kek(error)))?;
     let borrowed: Vec<&dyn KekProvider> = providers.iter().map(|provider| &**provider).collect();
-    let (config, keys) =
-        VolumeKeys::create_with_slots(volume_id, cipher, &borrowed).map_err(failed)?;
+    let audit = audit::open(&arguments.audit, &volume_id.to_string())?;
+    let created = VolumeKeys::create_with_slots(volume_id, cipher, &borrowed);
+    put_on_record(&audit, &created)?;
+    let (config, keys) = created.map_err(failed)?;
     providers.iter().for_each(|provider| kek::warn(&**provider));
     let made = OsStorage::create(path).and_then(|storage| {
         let log_bytes = log_bytes_for(storage.capacity()?.total_bytes);
@@ -55,6 +59,8 @@ pub fn run(arguments: &InitArgs) -> Result<(), Failure> {
     let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
     make_root(&volume, uid, gid, 0o755)
         .map_err(|error| unfinished(path, Exit::Other, &error, error.errno() == libc::ENOSPC))?;
+    anchor(&volume, &config, &audit)
+        .map_err(|error| unfinished(path, Exit::NotDurable, &*error, false))?;
     volume.close().map_err(|error| {
         let full = matches!(error, crate::volume::Error::NoSpace);
         unfinished(path, Exit::NotDurable, &error, full)
@@ -64,6 +70,37 @@ pub fn run(arguments: &InitArgs) -> Result<(), Failure> {
         println!("Slot {slot}: {uri}.");
     }
     println!("Without a key slot that opens, nothing can be read again.");
+    Ok(())
+}
+
+/// That the keys of a new volume were wrapped.
+fn put_on_record(
+    audit: &Audit,
+    created: &Result<(Config, VolumeKeys), KeyError>,
+) -> Result<(), Failure> {
+    let wrap = || Entry::new(Event::Wrap, "init", &Asker::of_this_process());
+    match created {
+        Ok((config, keys)) => {
+            audit.begin(keys, None);
+            let mut slots = config.data().slots.iter();
+            slots.try_for_each(|slot| audit::wrapped(audit, wrap(), Ok(slot)))?;
+            audit.record(&Entry::new(Event::Init, "init", &Asker::of_this_process()))?;
+        }
+        Err(error) => audit::wrapped(audit, wrap(), Err(error))?,
+    }
+    Ok(())
+}
+
+/// Makes the configuration say how far the audit log goes.
+fn anchor(
+    volume: &Volume,
+    config: &Config,
+    audit: &Audit,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let Some(anchor) = audit.to_anchor(false) else { return Ok(()) };
+    let config = volume.keys().anchor_audit(config, anchor)?;
+    volume.replace_config(config.bytes())?;
+    audit.anchored(anchor);
     Ok(())
 }
 

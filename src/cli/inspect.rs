@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::args::InspectArgs;
 use super::exit::Exit;
 use super::hint::{Failure, chain};
-use super::{keys, open, place, status};
+use super::{audit, keys, open, place, status};
 use crate::storage::OsStorage;
 use crate::volume::Volume;
 use crate::volume::inspect::inspect_public;
@@ -27,6 +27,7 @@ pub fn run(arguments: &InspectArgs) -> Result<(), Failure> {
             mountpoint: None,
             read_only: true,
             allow_rollback: true,
+            audit: &audit::open_for(&arguments.audit, &volume)?,
         };
         let opened = open::open(&volume, &keys::provider_options(&arguments.keys), how)?;
         let inspected = opened.control.with_volume(|volume| match &arguments.path {

@@ -10,7 +10,8 @@ use super::args::{
 };
 use super::exit::Exit;
 use super::hint::{Failure, advice, kek_text};
-use super::{kek, open, place, status};
+use super::{audit, kek, open, place, status};
+use crate::audit::{Asker, Audit, Entry, Event};
 use crate::key::{
     Authorization, KeyError, Opened, ProviderOptions, Providers, Rotation, SlotCheck, VolumeKeys,
     provider_from_uri,
@@ -70,7 +71,8 @@ fn list(arguments: &KeyListArgs) -> Result<(), Failure> {
 fn add(arguments: &KeyAddArgs) -> Result<(), Failure> {
     let volume = place::volume(&arguments.volume)?;
     let options = provider_options(&arguments.keys);
-    let opened = unlock(&volume, &options)?;
+    let audit = audit::open_for(&arguments.audit, &volume)?;
+    let opened = unlock(&volume, &options, &audit, "key add")?;
     let new = ProviderOptions {
         authorization: options.authorization.clone().allow(&arguments.kek),
         new_passphrase_file: arguments.new_passphrase_file.clone(),
@@ -80,19 +82,23 @@ fn add(arguments: &KeyAddArgs) -> Result<(), Failure> {
     let failed = |error| Failure::key(&volume, &error);
     let provider =
         provider_from_uri(&arguments.kek, &new).map_err(|error| failed(KeyError::Kek(error)))?;
-    let (config, slot) = opened.keys.add_slot(&opened.config, &*provider).map_err(failed)?;
+    let added = opened.keys.add_slot(&opened.config, &*provider);
+    let made = added.as_ref().map(|(config, slot)| config.slot(*slot).expect("it was added"));
+    audit::wrapped(&audit, wrap("key add"), made)?;
+    let (config, slot) = added.map_err(failed)?;
     kek::warn(&*provider);
-    open::replace_config(&volume, opened, &config)?;
+    open::replace_config(&volume, opened, &config, &audit)?;
     println!("added slot {slot}: {}", arguments.kek);
     Ok(())
 }
 
 fn remove(arguments: &KeyRemoveArgs) -> Result<(), Failure> {
     let volume = place::volume(&arguments.volume)?;
-    let opened = unlock(&volume, &provider_options(&arguments.keys))?;
+    let audit = audit::open_for(&arguments.audit, &volume)?;
+    let opened = unlock(&volume, &provider_options(&arguments.keys), &audit, "key remove")?;
     let config = opened.keys.remove_slot(&opened.config, arguments.remove);
     let config = config.map_err(|error| Failure::key(&volume, &error))?;
-    open::replace_config(&volume, opened, &config)?;
+    open::replace_config(&volume, opened, &config, &audit)?;
     println!("removed slot {}", arguments.remove);
     println!("Who has an old copy of atrest.json and the key can still open the volume.");
     Ok(())
@@ -102,7 +108,8 @@ fn rotate(arguments: &KeyRotateArgs) -> Result<(), Failure> {
     let volume = place::volume(&arguments.volume)?;
     let to: Vec<&str> = arguments.to.iter().map(String::as_str).collect();
     let options = source_options(&arguments.keys, arguments.open_slot, &to);
-    let opened = unlock(&volume, &options)?;
+    let audit = audit::open_for(&arguments.audit, &volume)?;
+    let opened = unlock(&volume, &options, &audit, "key rotate")?;
     let options = ProviderOptions {
         new_passphrase_file: arguments.new_passphrase_file.clone(),
         create_local_key: arguments.to.is_some(),
@@ -114,12 +121,13 @@ fn rotate(arguments: &KeyRotateArgs) -> Result<(), Failure> {
         let uri = arguments.to.as_ref().unwrap_or(&slot.provider).clone();
         let provider =
             provider_from_uri(&uri, &options).map_err(|error| failed(KeyError::Kek(error)))?;
-        let config = opened
-            .keys
-            .rotate_slot(&opened.config, id, &*provider, arguments.new_version)
-            .map_err(failed)?;
+        let rotated =
+            opened.keys.rotate_slot(&opened.config, id, &*provider, arguments.new_version);
+        let made = rotated.as_ref().map(|config| config.slot(id).expect("it was rotated"));
+        audit::wrapped(&audit, wrap("key rotate"), made)?;
+        let config = rotated.map_err(failed)?;
         kek::warn(&*provider);
-        open::replace_config(&volume, opened, &config)?;
+        open::replace_config(&volume, opened, &config, &audit)?;
         let version = config.slot(id).map_or("", |slot| &slot.kek.key_version);
         println!("rotated slot {id}: {uri}, version {version}");
         return Ok(());
@@ -128,8 +136,16 @@ fn rotate(arguments: &KeyRotateArgs) -> Result<(), Failure> {
         .keys
         .rotate_slots(&opened.config, &options, arguments.new_version)
         .map_err(failed)?;
+    for Rotation { slot, result, .. } in &rotations {
+        let rewrap = Entry::new(Event::Rewrap, "key rotate", &Asker::of_this_process());
+        match (result, config.as_ref().and_then(|config| config.slot(*slot))) {
+            (Ok(Some(_)), Some(slot)) => audit::wrapped(&audit, rewrap, Ok(slot))?,
+            (Ok(_), _) => {}
+            (Err(error), _) => _ = audit.record(&audit::of_kek_error(rewrap, *slot, error)),
+        }
+    }
     if let Some(config) = &config {
-        open::replace_config(&volume, opened, config)?;
+        open::replace_config(&volume, opened, config, &audit)?;
     }
     report_rotations(&volume, &rotations)
 }
@@ -150,11 +166,20 @@ fn report_rotations(volume: &Path, rotations: &[Rotation]) -> Result<(), Failure
 fn verify(arguments: &KeyVerifyArgs) -> Result<(), Failure> {
     let volume = place::volume(&arguments.volume)?;
     let options = provider_options(&arguments.keys);
-    let opened = unlock(&volume, &options)?;
+    let audit = audit::open_for(&arguments.audit, &volume)?;
+    let opened = unlock(&volume, &options, &audit, "key verify")?;
     let checks = opened
         .keys
         .check_slots(&opened.config, &options, None)
         .map_err(|error| Failure::key(&volume, &error))?;
+    for SlotCheck { slot, unwraps, .. } in &checks {
+        let unwrap = Entry::new(Event::Unwrap, "key verify", &Asker::of_this_process());
+        let kek = opened.config.slot(*slot).map(audit::of_slot).unwrap_or_default();
+        audit.record(&match unwraps {
+            Ok(()) => unwrap.with_kek(kek),
+            Err(error) => audit::of_kek_error(unwrap, *slot, error),
+        })?;
+    }
     report_checks(&volume, &checks, arguments.json)
 }
 
@@ -242,11 +267,24 @@ fn check_json(check: &SlotCheck) -> Value {
     })
 }
 
-/// Unwraps the volume's keys.
+/// An entry for a key that this command has wrapped.
+fn wrap(purpose: &str) -> Entry {
+    Entry::new(Event::Wrap, purpose, &Asker::of_this_process())
+}
+
+/// Unwraps the volume's keys, and puts that on record; `purpose` is the command.
 ///
 /// # Errors
-/// No slot opens, or the configuration is refused.
-pub fn unlock(volume: &Path, options: &ProviderOptions) -> Result<Opened, Failure> {
+/// No slot opens, the configuration is refused, or it cannot be put on record.
+pub fn unlock(
+    volume: &Path,
+    options: &ProviderOptions,
+    audit: &Audit,
+    purpose: &str,
+) -> Result<Opened, Failure> {
     let bytes = place::config_bytes(volume)?;
-    VolumeKeys::open(&bytes, options).map_err(|error| Failure::key(volume, &error))
+    let opened = VolumeKeys::open(&bytes, options);
+    let by = Asker::of_this_process();
+    audit::unwrapped(audit, (Event::Unwrap, purpose), &by, &opened)?;
+    opened.map_err(|error| Failure::key(volume, &error))
 }

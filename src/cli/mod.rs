@@ -1,6 +1,7 @@
 //! Command line: what was typed, what it means, what is printed, exit codes.
 
 pub mod args;
+mod audit;
 mod control;
 pub mod exit;
 mod fsck;
@@ -58,6 +59,7 @@ fn execute(command: &Command) -> Result<u8, Failure> {
         Command::Fsck(arguments) => return fsck::run(arguments),
         Command::Key(command) => keys::run(command)?,
         Command::Kek(command) => kek::run(command)?,
+        Command::Audit(command) => audit::run(command)?,
         Command::Vault(command) => vault::run(command)?,
     }
     Ok(0)

@@ -8,7 +8,7 @@ use super::args::MountArgs;
 use super::exit::Exit;
 use super::hint::Failure;
 use super::options::{self, Parsed};
-use super::{keys, open, place};
+use super::{audit, keys, open, place};
 use crate::daemon::{self, Detached, Readiness, Service, logging, paths};
 use crate::sys::mount::{is_within, mount_at};
 
@@ -22,6 +22,7 @@ pub fn run(arguments: &MountArgs) -> Result<u8, Failure> {
     let mountpoint = check_mountpoint(&arguments.mountpoint, &volume, parsed.nonempty)?;
     check_fuse()?;
     let volume_id = place::config(&volume)?.claims().volume_id.to_string();
+    let audit = audit::open(&parsed.audit, &volume_id)?;
     let readiness = if arguments.foreground {
         Readiness::foreground()
     } else {
@@ -38,6 +39,7 @@ pub fn run(arguments: &MountArgs) -> Result<u8, Failure> {
         mountpoint: Some(&mountpoint),
         read_only: parsed.mount.read_only,
         allow_rollback: arguments.allow_rollback,
+        audit: &audit,
     };
     let opened =
         open::open(&volume, &options, how).inspect_err(|failure| log::error!("{failure}"))?;
@@ -49,6 +51,8 @@ pub fn run(arguments: &MountArgs) -> Result<u8, Failure> {
         mountpoint,
         options: parsed.mount,
         lease: parsed.lease,
+        audit,
+        metrics: parsed.metrics,
     };
     daemon::serve(service, readiness).map_err(|error| {
         let failure = Failure::daemon(&error);

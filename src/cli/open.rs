@@ -10,6 +10,7 @@ use super::control::Control;
 use super::exit::Exit;
 use super::hint::{Failure, chain};
 use super::{keys, place};
+use crate::audit::{Asker, Audit, Entry, Event};
 use crate::daemon::{self, VolumeControl, paths};
 use crate::format::VolumeId;
 use crate::format::config::Config;
@@ -32,7 +33,7 @@ pub struct OpenVolume {
 }
 
 /// How to open a volume.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct How<'a> {
     /// What the lock file will say: `mount`, `key`, …
     pub command: &'static str,
@@ -42,6 +43,8 @@ pub struct How<'a> {
     pub read_only: bool,
     /// Accept a volume that is older than this host has seen it.
     pub allow_rollback: bool,
+    /// Where it is put on record.
+    pub audit: &'a Arc<Audit>,
 }
 
 /// Locks the volume, unwraps its keys, compares it with what this host remembers, and opens it.
@@ -56,7 +59,7 @@ pub fn open(path: &Path, options: &ProviderOptions, how: How) -> Result<OpenVolu
         VolumeLock::acquire(path, &info)
     };
     let lock = lock.map_err(|error| Failure::lock(path, &error))?;
-    open_with(path, keys::unlock(path, options)?, lock, how, options)
+    open_with(path, keys::unlock(path, options, how.audit, how.command)?, lock, how, options)
 }
 
 /// Opens a volume whose lock and keys are there.
@@ -70,7 +73,8 @@ fn open_with(
     let slot = opened.slot;
     let pins =
         PinStore::of_this_user().map_err(|error| Failure::new(Exit::Other, chain(&error)))?;
-    let place = Place { path: path.to_owned(), read_only: how.read_only, pins };
+    let audit = how.audit.clone();
+    let place = Place { path: path.to_owned(), read_only: how.read_only, pins, audit };
     let (config, serving) = place.open(opened, how.allow_rollback)?;
     let tree = Arc::new(GatedTree::new(serving.volume.clone()));
     let options = ProviderOptions { slot: Some(slot), interactive: false, ..options.clone() };
@@ -83,6 +87,7 @@ pub(super) struct Place {
     pub(super) path: PathBuf,
     pub(super) read_only: bool,
     pub(super) pins: PinStore,
+    pub(super) audit: Arc<Audit>,
 }
 
 /// A volume with its keys.
@@ -117,14 +122,21 @@ impl Place {
             Volume::open(storage, keys.clone(), id, cipher, config.bytes(), &options)
                 .map_err(|error| refused(path, &error))?;
         for (file, reason) in &report.refused {
-            log::error!("{file:?} cannot be used: {reason}; the other superblock was opened");
+            self.say(format!("{file:?} cannot be used: {reason}; the other superblock was opened"));
         }
         if report.superblock_replayed {
-            log::error!("one superblock was put back from an older copy");
+            self.say("one superblock was put back from an older copy".to_owned());
         }
         let generation = config.data().generation;
         self.check_freshness(&keys, id, report.sequence, generation, allow_rollback)?;
         Ok((config, Serving { volume, keys }))
+    }
+
+    /// Says, and puts on record, what is wrong with superblocks.
+    fn say(&self, problem: String) {
+        log::error!("{problem}");
+        let entry = Entry::new(Event::Superblock, "open", &Asker::of_this_process());
+        _ = self.audit.record(&entry.failed("damaged", problem));
     }
 
     fn check_freshness(
@@ -176,7 +188,7 @@ pub struct Unlocked {
 pub fn unlock(
     path: &Path,
     options: &ProviderOptions,
-    command: &'static str,
+    (command, audit): (&'static str, &Audit),
     write: bool,
 ) -> Result<Unlocked, Failure> {
     let lock = match write {
@@ -184,7 +196,7 @@ pub fn unlock(
         false => VolumeLock::acquire_shared(path),
     };
     let lock = lock.map_err(|error| Failure::lock(path, &error))?;
-    let Opened { config, keys, failures, .. } = keys::unlock(path, options)?;
+    let Opened { config, keys, failures, .. } = keys::unlock(path, options, audit, command)?;
     for failure in &failures {
         log::warn!("slot {}: {}", failure.slot, failure.error);
     }
@@ -234,8 +246,14 @@ pub fn refused(path: &Path, error: &OpenError) -> Failure {
 ///
 /// # Errors
 /// Everything that keeps the volume from being opened, or its daemon from taking it over.
-pub fn replace_config(path: &Path, opened: Opened, config: &Config) -> Result<(), Failure> {
-    let how = How { command: "key", mountpoint: None, read_only: false, allow_rollback: false };
+pub fn replace_config(
+    path: &Path,
+    opened: Opened,
+    config: &Config,
+    audit: &Arc<Audit>,
+) -> Result<(), Failure> {
+    let (read_only, allow_rollback) = (false, false);
+    let how = How { command: "key", mountpoint: None, read_only, allow_rollback, audit };
     match VolumeLock::acquire(path, &LockInfo::of_this_process(how.command, None)) {
         Ok(lock) => {
             if place::config_bytes(path)? != opened.config.bytes() {
@@ -243,7 +261,7 @@ pub fn replace_config(path: &Path, opened: Opened, config: &Config) -> Result<()
                 return Err(Failure::new(Exit::VolumeLocked, message).hint("Run it again."));
             }
             let open = open_with(path, opened, lock, how, &ProviderOptions::default())?;
-            let replaced = open.control.replace_config(config.bytes());
+            let replaced = open.control.replace_config(config.bytes(), &Asker::of_this_process());
             let closed = open.control.close();
             replaced.and(closed).map_err(|error| {
                 Failure::new(Exit::NotDurable, format!("{}: {error}", path.display()))

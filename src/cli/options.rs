@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use super::args::{KeyArgs, MountArgs, OutageName, duration};
+use super::args::{AuditArgs, KeyArgs, MountArgs, OutageName, duration};
 use super::exit::Exit;
 use super::hint::Failure;
+use crate::daemon::metrics::Endpoint;
 use crate::daemon::{AllowOther, OnOutage, Options, Policy};
 
 /// What a list of options says.
@@ -20,6 +21,10 @@ pub struct Parsed {
     pub lease: Policy,
     /// Where to log, if an option says.
     pub log: Option<PathBuf>,
+    /// Where uses of keys are put on record.
+    pub audit: AuditArgs,
+    /// Where metrics are served.
+    pub metrics: Option<Endpoint>,
 }
 
 /// Options of fstab(5), mount(8) and systemd.mount(5) that are for others to read, or that say what
@@ -63,6 +68,8 @@ pub fn parse(arguments: &MountArgs, source: PathBuf) -> Result<Parsed, Failure> 
             },
         },
         log: arguments.log.clone(),
+        audit: arguments.audit.clone(),
+        metrics: arguments.metrics.clone(),
     };
     parsed.mount.read_only |= arguments.read_only;
     for option in arguments.options.iter().filter(|option| !option.is_empty()) {
@@ -91,6 +98,7 @@ impl Parsed {
             "allow_other" => self.mount.allow_other = AllowOther::Yes,
             "noallow_other" => self.mount.allow_other = AllowOther::No,
             "nonempty" => self.nonempty = true,
+            "audit-strict" => self.audit.strict = true,
             name => return IGNORED.contains(&name) || name.starts_with("x-"),
         }
         true
@@ -125,6 +133,15 @@ impl Parsed {
                 _ => return false,
             },
             "log" => self.log = Some(value.into()),
+            "metrics" => match value.parse() {
+                Ok(endpoint) => self.metrics = Some(endpoint),
+                Err(_) => return false,
+            },
+            "audit" => self.audit.places.push(value.into()),
+            "audit-max-bytes" => match value.parse() {
+                Ok(bytes) => self.audit.max_bytes = Some(bytes),
+                Err(_) => return false,
+            },
             name => return name == "comment" || name.starts_with("x-"),
         }
         true

@@ -3,6 +3,7 @@
 //! Two backends seal pages: `aws` (aws-lc, the default: the fastest, and in constant time also
 //! where the processor has no AES instructions) and `portable` (RustCrypto), the tests' oracle.
 
+pub mod chain;
 pub mod kdf;
 pub mod page;
 pub mod random;
@@ -11,6 +12,7 @@ pub mod secret;
 mod unsealed;
 pub mod wrap;
 
+pub use chain::ChainKey;
 pub use page::{Cipher, Nonce, PageKey, Tag, Tampered};
 pub use random::NonceSequence;
 pub use secret::Secret;

@@ -19,7 +19,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use super::metrics::ProviderMeter;
+use crate::audit::Asker;
 use crate::lease::Answer;
+use crate::volume::{Backlog, CacheCounts};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::geteuid;
 use serde::Deserialize;
@@ -36,6 +39,8 @@ const CLIENTS_MAX: usize = 8;
 pub trait VolumeControl: Send + Sync {
     /// State for `atrest status --json`: an object.
     fn status_json(&self) -> Value;
+    /// Numbers for metrics.
+    fn numbers(&self) -> Numbers;
     /// Returns when everything handed over so far is durable.
     ///
     /// # Errors
@@ -45,7 +50,9 @@ pub trait VolumeControl: Send + Sync {
     ///
     /// # Errors
     /// Why it is refused, in words.
-    fn replace_config(&self, bytes: &[u8]) -> Result<(), String>;
+    fn replace_config(&self, bytes: &[u8], by: &Asker) -> Result<(), String>;
+    /// Makes the configuration say how far the audit log goes.
+    fn anchor_audit(&self);
     /// Asks whoever keeps the key for it. When it is granted, and the key has a newer version, the
     /// volume key is wrapped under that.
     fn check(&self) -> Answer;
@@ -61,7 +68,7 @@ pub trait VolumeControl: Send + Sync {
     fn lock(&self) -> Result<(), String>;
     /// Opens the volume again after [`VolumeControl::lock`], if its key is granted. A passphrase is
     /// read from the file.
-    fn reopen(&self, passphrase_file: Option<&Path>) -> Answer;
+    fn reopen(&self, passphrase_file: Option<&Path>, by: &Asker) -> Answer;
     /// Makes everything durable, wipes keys and releases the volume's lock.
     ///
     /// # Errors
@@ -69,12 +76,48 @@ pub trait VolumeControl: Send + Sync {
     fn close(&self) -> Result<(), String>;
 }
 
+/// What a volume counts. It begins again with zeros when it is unlocked.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct VolumeNumbers {
+    /// Space in use, in bytes.
+    pub used_bytes: u64,
+    /// Space that is free, in bytes.
+    pub free_bytes: u64,
+    /// Files, directories and so on.
+    pub inodes: u64,
+    /// Nodes that were healed from their second copy.
+    pub nodes_healed: u64,
+    /// Nodes that do not authenticate.
+    pub nodes_lost: u64,
+    /// Pages that do not authenticate.
+    pub pages_lost: u64,
+    /// Changes that were lost in damaged nodes.
+    pub changes_lost: u64,
+    /// The cache of tree nodes.
+    pub node_cache: CacheCounts,
+    /// The cache of data keys.
+    pub key_cache: CacheCounts,
+    /// What waits to become durable.
+    pub backlog: Backlog,
+}
+
+/// What is counted of a volume and its key.
+#[derive(Clone, Debug, Default)]
+pub struct Numbers {
+    /// `None` while it is locked.
+    pub volume: Option<VolumeNumbers>,
+    /// For how long the volume key is known to be wrapped under its present key version.
+    pub key_age: Duration,
+    /// Uses of the key service, successful or not, with the class of what went wrong.
+    pub provider: ProviderMeter,
+}
+
 /// What can be locked by hand.
 pub(super) trait Lockable: Send + Sync {
     /// See `Driver::lock`.
-    fn lock(&self) -> Result<(), String>;
+    fn lock(&self, by: &Asker) -> Result<(), String>;
     /// See `Driver::unlock`.
-    fn unlock(&self, passphrase_file: Option<&Path>) -> Result<(), String>;
+    fn unlock(&self, passphrase_file: Option<&Path>, by: &Asker) -> Result<(), String>;
 }
 
 /// What clients may ask for.
@@ -89,6 +132,9 @@ enum Request {
     Unlock { passphrase_file: Option<PathBuf> },
 }
 
+/// Unmounts for somebody.
+type Unmount = Box<dyn Fn(&Asker) -> Result<(), String> + Send + Sync>;
+
 /// What answers requests.
 pub(super) struct Handler {
     pub(super) volume: Arc<dyn VolumeControl>,
@@ -97,7 +143,7 @@ pub(super) struct Handler {
     /// Locks and unlocks.
     pub(super) lease: Arc<dyn Lockable>,
     /// Unmounts, or says why not.
-    pub(super) unmount: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
+    pub(super) unmount: Unmount,
 }
 
 /// A socket that accepts clients; the file is removed when it is dropped.
@@ -171,6 +217,7 @@ fn serve(stream: &UnixStream, handler: &Handler) -> io::Result<()> {
         log::warn!("control socket: refused process {} of user {}", peer.pid(), peer.uid());
         return answer(stream, &refusal("only the user who mounted, and root, may ask"));
     }
+    let by = Asker::of_peer(peer.uid(), peer.pid());
     let mut reader = BufReader::new(stream);
     loop {
         let mut line = Vec::new();
@@ -181,11 +228,11 @@ fn serve(stream: &UnixStream, handler: &Handler) -> io::Result<()> {
         if line.len() as u64 > REQUEST_BYTES_MAX {
             return answer(stream, &refusal("the request is too long"));
         }
-        answer(stream, &reply(&line, handler))?;
+        answer(stream, &reply(&line, handler, &by))?;
     }
 }
 
-fn reply(line: &[u8], handler: &Handler) -> Value {
+fn reply(line: &[u8], handler: &Handler, by: &Asker) -> Value {
     let request = match serde_json::from_slice(line) {
         Ok(request) => request,
         Err(error) => return refusal(&format!("the request is not understood: {error}")),
@@ -196,10 +243,10 @@ fn reply(line: &[u8], handler: &Handler) -> Value {
             return json!({ "ok": true, "status": status });
         }
         Request::Sync => handler.volume.sync(),
-        Request::Unmount => (handler.unmount)(),
-        Request::Lock => handler.lease.lock(),
-        Request::Unlock { passphrase_file } => handler.lease.unlock(passphrase_file.as_deref()),
-        Request::ReplaceConfig { config } => handler.volume.replace_config(config.as_bytes()),
+        Request::Unmount => (handler.unmount)(by),
+        Request::Lock => handler.lease.lock(by),
+        Request::Unlock { passphrase_file } => handler.lease.unlock(passphrase_file.as_deref(), by),
+        Request::ReplaceConfig { config } => handler.volume.replace_config(config.as_bytes(), by),
     };
     match result {
         Ok(()) => json!({ "ok": true }),
@@ -241,6 +288,10 @@ mod tests {
     struct Fake;
 
     impl VolumeControl for Fake {
+        fn numbers(&self) -> Numbers {
+            Numbers::default()
+        }
+
         fn status_json(&self) -> Value {
             json!({ "sequence": 7 })
         }
@@ -249,7 +300,9 @@ mod tests {
             Err("the disk is gone".to_owned())
         }
 
-        fn replace_config(&self, bytes: &[u8]) -> Result<(), String> {
+        fn anchor_audit(&self) {}
+
+        fn replace_config(&self, bytes: &[u8], _: &Asker) -> Result<(), String> {
             if bytes == b"new" { Ok(()) } else { Err("refused".to_owned()) }
         }
 
@@ -267,7 +320,7 @@ mod tests {
             Ok(())
         }
 
-        fn reopen(&self, _: Option<&Path>) -> Answer {
+        fn reopen(&self, _: Option<&Path>, _: &Asker) -> Answer {
             Answer::Granted
         }
 
@@ -277,11 +330,11 @@ mod tests {
     }
 
     impl Lockable for Fake {
-        fn lock(&self) -> Result<(), String> {
+        fn lock(&self, _: &Asker) -> Result<(), String> {
             Ok(())
         }
 
-        fn unlock(&self, passphrase_file: Option<&Path>) -> Result<(), String> {
+        fn unlock(&self, passphrase_file: Option<&Path>, _: &Asker) -> Result<(), String> {
             passphrase_file.map_or(Ok(()), |file| Err(format!("not {}", file.display())))
         }
     }
@@ -295,7 +348,7 @@ mod tests {
                 status
             }),
             lease: Arc::new(Fake),
-            unmount: Box::new(|| Err("busy".to_owned())),
+            unmount: Box::new(|_| Err("busy".to_owned())),
         };
         (Server::start(&path, handler).unwrap(), path)
     }

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::control::{Lockable, VolumeControl};
 use super::notify_service_manager;
+use crate::audit::{Asker, Audit, Entry, Event};
 use crate::fuse::Caches;
 use crate::lease::{Action, Answer, Lease, Policy, Reason, State};
 use crate::sys::clock;
@@ -30,17 +31,24 @@ pub(super) struct Driver {
     acting: Mutex<()>,
     volume: Arc<dyn VolumeControl>,
     caches: Caches,
+    audit: Arc<Audit>,
 }
 
 impl Driver {
-    pub(super) fn new(policy: Policy, volume: Arc<dyn VolumeControl>, caches: Caches) -> Arc<Self> {
+    pub(super) fn new(
+        policy: Policy,
+        volume: Arc<dyn VolumeControl>,
+        caches: Caches,
+        audit: Arc<Audit>,
+    ) -> Arc<Self> {
         let lease = Mutex::new(Lease::new(policy, clock::since_boot(), jitter()));
         let (changed, stopped, acting) = (Condvar::new(), Mutex::new(false), Mutex::new(()));
-        Arc::new(Self { lease, changed, stopped, acting, volume, caches })
+        Arc::new(Self { lease, changed, stopped, acting, volume, caches, audit })
     }
 
     /// Checks until it is stopped.
     pub(super) fn run(&self) {
+        let own = Asker::of_this_process();
         while self.wait_for_check() {
             let began = clock::since_boot();
             let before = self.lease.lock().state();
@@ -51,9 +59,9 @@ impl Driver {
                 (action, lease.state())
             };
             match action {
-                Some(Action::Drain(reason)) => drop(self.drain(reason)),
-                Some(Action::Reopen) => drop(self.reopen(None)),
-                None if before != after => self.tell(after),
+                Some(Action::Drain(reason)) => drop(self.drain(reason, &own)),
+                Some(Action::Reopen) => drop(self.reopen(None, &own)),
+                None if before != after => self.tell(after, &own),
                 None => {}
             }
         }
@@ -90,10 +98,10 @@ impl Driver {
     ///
     /// # Errors
     /// What was acknowledged and is lost, in words.
-    fn drain(&self, reason: Reason) -> Result<(), String> {
+    fn drain(&self, reason: Reason, by: &Asker) -> Result<(), String> {
         let _acting = self.acting.lock();
         let deadline = Instant::now() + DRAIN;
-        self.tell(State::Draining(reason));
+        self.tell(State::Draining(reason), by);
         self.caches.write_back(Instant::now() + FAREWELL);
         self.volume.drain(reason == Reason::Revoked);
         loop {
@@ -113,28 +121,30 @@ impl Driver {
         let locked = self.volume.lock();
         if let Err(error) = &locked {
             log::error!("what was written last is lost: {error}");
+            let lost = Entry::new(Event::LostWrites, "lock", by).failed("lost", error);
+            _ = self.audit.record(&lost);
         }
         let state = {
             let mut lease = self.lease.lock();
             lease.drained(clock::since_boot());
             lease.state()
         };
-        self.tell(state);
+        self.tell(state, by);
         locked
     }
 
-    fn reopen(&self, passphrase_file: Option<&Path>) -> Answer {
+    fn reopen(&self, passphrase_file: Option<&Path>, by: &Asker) -> Answer {
         let _acting = self.acting.lock();
         // Somebody else may have been faster.
         if !matches!(self.lease.lock().state(), State::Locked(_)) {
             return Answer::Granted;
         }
-        let answer = self.volume.reopen(passphrase_file);
+        let answer = self.volume.reopen(passphrase_file, by);
         let now = clock::since_boot();
         match &answer {
             Answer::Granted => {
                 self.lease.lock().unlocked(now, jitter());
-                self.tell(State::Unlocked);
+                self.tell(State::Unlocked, by);
             }
             Answer::Denied(problem) | Answer::Outage(problem) => {
                 log::error!("cannot unlock: {problem}");
@@ -144,9 +154,11 @@ impl Driver {
         answer
     }
 
-    /// Says where the lease stands, to the log and to the service manager.
-    fn tell(&self, state: State) {
+    /// Says where the lease stands, to the audit, the log and the service manager. What has
+    /// happened cannot be refused any more.
+    fn tell(&self, state: State, by: &Asker) {
         let words = words(state);
+        _ = self.audit.record(&Entry::new(Event::State, name(state), by).with_detail(words));
         match (state, self.lease.lock().problem()) {
             (State::Unlocked, _) => log::info!("{words}"),
             (_, Some(problem)) => log::warn!("{words}: {problem}"),
@@ -154,6 +166,13 @@ impl Driver {
         }
         notify_service_manager(&format!("STATUS={words}"));
         self.changed.notify_all();
+    }
+
+    /// Where it stands by name, and how long ago that began and the key was last granted.
+    pub(super) fn numbers(&self) -> (&'static str, Duration, Duration) {
+        let (lease, now) = (self.lease.lock(), clock::since_boot());
+        let ago = |then: Duration| now.saturating_sub(then);
+        (name(lease.state()), ago(lease.since()), ago(lease.last_good()))
     }
 
     /// What `atrest status` shows of it. Times are in seconds.
@@ -175,7 +194,11 @@ impl Driver {
     }
 }
 
-/// For scripts.
+/// Every state, for scripts.
+pub(super) const STATES: [&str; 6] =
+    ["unlocked", "degraded", "draining", "locked (revoked)", "locked (outage)", "locked (manual)"];
+
+/// One of [`STATES`].
 fn name(state: State) -> &'static str {
     match state {
         State::Unlocked => "unlocked",
@@ -211,10 +234,10 @@ fn jitter() -> f64 {
 impl Lockable for Driver {
     /// Locks by hand; returns when no key is in memory. What was acknowledged and could not be
     /// written is an error.
-    fn lock(&self) -> Result<(), String> {
+    fn lock(&self, by: &Asker) -> Result<(), String> {
         let action = self.lease.lock().lock(clock::since_boot());
         if action.is_some() {
-            return self.drain(Reason::Manual);
+            return self.drain(Reason::Manual, by);
         }
         // Whoever else was draining has ended when this can be had.
         let _acting = self.acting.lock();
@@ -222,11 +245,11 @@ impl Lockable for Driver {
     }
 
     /// Unlocks by hand, or says why there is no key.
-    fn unlock(&self, passphrase_file: Option<&Path>) -> Result<(), String> {
+    fn unlock(&self, passphrase_file: Option<&Path>, by: &Asker) -> Result<(), String> {
         if self.lease.lock().unlock().is_none() {
             return Ok(());
         }
-        match self.reopen(passphrase_file) {
+        match self.reopen(passphrase_file, by) {
             Answer::Granted => Ok(()),
             Answer::Denied(problem) | Answer::Outage(problem) => Err(problem),
         }

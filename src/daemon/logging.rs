@@ -11,6 +11,8 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use parking_lot::Mutex;
 use syslog::{Facility, Formatter3164, LoggerBackend};
 
+use crate::audit;
+
 const JOURNAL: &str = "/run/systemd/journal/socket";
 /// A log line longer than this is cut: an error chain may quote what an attacker wrote.
 const LINE_BYTES_MAX: usize = 8 * 1024;
@@ -84,15 +86,7 @@ fn open(target: &Target) -> io::Result<Sink> {
             Ok(Sink::Journal(socket))
         }
         Target::Syslog => {
-            let formatter = Formatter3164 {
-                facility: Facility::LOG_DAEMON,
-                hostname: None,
-                process: "atrest".to_owned(),
-                pid: std::process::id(),
-            };
-            syslog::unix(formatter)
-                .map(|logger| Sink::Syslog(Box::new(logger)))
-                .map_err(|error| io::Error::other(error.to_string()))
+            audit::syslog(Facility::LOG_DAEMON).map(|logger| Sink::Syslog(Box::new(logger)))
         }
     }
 }

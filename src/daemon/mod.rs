@@ -3,6 +3,7 @@
 mod control;
 mod lease;
 pub mod logging;
+pub mod metrics;
 pub mod paths;
 
 use std::fs::File;
@@ -14,8 +15,10 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
+use crate::audit::{Asker, Audit, Entry, Event, NotRecorded};
 use crate::fs::Tree;
 use crate::fuse::Session;
 use crate::sys::mount;
@@ -23,7 +26,7 @@ use crate::sys::process::{self, Side, Signals};
 
 pub use crate::fuse::{AllowOther, MountError, Options};
 pub use crate::lease::{Answer, OnOutage, Policy};
-pub use control::{VolumeControl, ask};
+pub use control::{Numbers, VolumeControl, VolumeNumbers, ask};
 use lease::Driver;
 
 /// Why a daemon could not start, or did not end well. `Display` says what was attempted; the cause
@@ -42,6 +45,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The mount could not be put on record.
+    #[error(transparent)]
+    Audit(#[from] NotRecorded),
     /// The connection to the kernel broke while mounted.
     #[error("the connection to the kernel broke")]
     Session(#[source] io::Error),
@@ -142,6 +148,10 @@ pub struct Service {
     pub options: Options,
     /// For how long the key is good without being asked for again.
     pub lease: Policy,
+    /// What the mount is put on record with.
+    pub audit: Arc<Audit>,
+    /// Where metrics are served, if anywhere.
+    pub metrics: Option<metrics::Endpoint>,
 }
 
 /// Raises the limit of open files: each segment of a volume and each connection is one.
@@ -157,28 +167,51 @@ pub fn raise_limits() {
 /// # Errors
 /// See [`Error`]. The volume is closed on every path.
 pub fn serve(service: Service, readiness: Readiness) -> Result<(), Error> {
-    let volume = service.volume.clone();
-    let served = serve_until_unmounted(service, readiness);
+    let (volume, audit) = (service.volume.clone(), service.audit.clone());
+    let unmounter = Arc::new(Mutex::new(Asker::of_this_process()));
+    let served = serve_until_unmounted(service, readiness, &unmounter);
     notify_service_manager("STOPPING=1");
+    let by = unmounter.lock().clone();
+    // Nothing of this can be refused.
+    _ = audit.record(&Entry::new(Event::Unmount, "unmount", &by));
     let closed = volume.close();
     if let Err(error) = &closed {
         log::error!("the volume was not closed properly: {error}");
+        _ = audit.record(&Entry::new(Event::LostWrites, "unmount", &by).failed("lost", error));
     } else {
         log::info!("closed");
     }
     served.and(closed.map_err(Error::Close))
 }
 
-fn serve_until_unmounted(service: Service, readiness: Readiness) -> Result<(), Error> {
-    let Service { tree, volume, volume_id, mountpoint, options, lease } = service;
+/// `unmounter` is who asks for the mount to end, if somebody does.
+fn serve_until_unmounted(
+    service: Service,
+    readiness: Readiness,
+    unmounter: &Arc<Mutex<Asker>>,
+) -> Result<(), Error> {
+    let Service { tree, volume, volume_id, mountpoint, options, lease, audit, metrics } = service;
     let failed = |attempt| move |source| Error::Process { attempt, source };
     let signals = Signals::catch(&[Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     let mut signals = signals.map_err(failed("catch signals"))?;
     let session = Session::mount(tree, &mountpoint, &options)?;
     log::info!("mounted {} at {}", options.source.display(), mountpoint.display());
+    let place = mountpoint.display().to_string();
+    let mounted = Entry::new(Event::Mount, "mount", &Asker::of_this_process()).with_detail(place);
+    if let Err(error) = audit.record(&mounted) {
+        unmount_at_last(&mountpoint);
+        return Err(error.into());
+    }
+    volume.anchor_audit();
 
-    let driver = Driver::new(lease, volume.clone(), session.caches().clone());
-    let _control = start_control(volume, driver.clone(), &volume_id, &mountpoint, &options);
+    let driver = Driver::new(lease, volume.clone(), session.caches().clone(), audit.clone());
+    let known = Known { volume_id: &volume_id, mountpoint: &mountpoint, options: &options };
+    let _metrics = metrics.and_then(|endpoint| {
+        let source = metrics::Source::new(volume.clone(), driver.clone(), audit.clone());
+        let started = metrics::Server::start(endpoint, source);
+        started.inspect_err(|error| log::error!("no metrics: {error}")).ok()
+    });
+    let _control = start_control(volume, driver.clone(), audit, &known, unmounter.clone());
     let checks = driver.clone();
     let checker = std::thread::Builder::new().name("atrest-lease".to_owned());
     let checker = checker.spawn(move || checks.run()).map_err(failed("start a thread"))?;
@@ -213,14 +246,22 @@ fn serve_until_unmounted(service: Service, readiness: Readiness) -> Result<(), E
     served
 }
 
+/// What is mounted, and where.
+struct Known<'a> {
+    volume_id: &'a str,
+    mountpoint: &'a Path,
+    options: &'a Options,
+}
+
 /// The control socket is a convenience: a mount without it serves as well.
 fn start_control(
     volume: Arc<dyn VolumeControl>,
     lease: Arc<Driver>,
-    volume_id: &str,
-    mountpoint: &Path,
-    options: &Options,
+    audit: Arc<Audit>,
+    known: &Known<'_>,
+    unmounter: Arc<Mutex<Asker>>,
 ) -> Option<control::Server> {
+    let Known { volume_id, mountpoint, options } = *known;
     let place = mountpoint.to_owned();
     let known = json!({
         "volume": options.source.to_string_lossy(),
@@ -234,12 +275,23 @@ fn start_control(
     let state = lease.clone();
     let handler = control::Handler {
         volume,
-        status: Box::new(move |status| merge(merge(known.clone(), status), state.status())),
+        status: Box::new(move |status| {
+            let status = merge(merge(known.clone(), status), state.status());
+            match audit.status() {
+                Some(audit) => merge(status, json!({ "audit": audit })),
+                None => status,
+            }
+        }),
         lease,
-        unmount: Box::new(move || {
-            mount::unmount(&place, false).map_err(|error| match error.raw_os_error() {
-                Some(libc::EBUSY) => busy_text(&place),
-                _ => error.to_string(),
+        unmount: Box::new(move |by| {
+            // Before: the mount may be gone, and put on record, when this returns.
+            let before = std::mem::replace(&mut *unmounter.lock(), by.clone());
+            mount::unmount(&place, false).map_err(|error| {
+                *unmounter.lock() = before;
+                match error.raw_os_error() {
+                    Some(libc::EBUSY) => busy_text(&place),
+                    _ => error.to_string(),
+                }
             })
         }),
     };

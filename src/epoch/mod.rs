@@ -6,6 +6,7 @@
 //!
 //! Lock order: `committer`, then `gate`, then a shard of the overlay or `open`.
 
+mod cache;
 mod commit;
 mod delta;
 mod fsync;
@@ -17,10 +18,11 @@ mod rebuild;
 mod replay;
 mod superblocks;
 
+pub use cache::{CacheCounts, CacheShard};
 pub use commit::CommitOptions;
 pub use log::log_bytes_for;
 pub use nodes::DamageCounters;
-pub use open::{OpenError, OpenOptions, OpenReport};
+pub use open::{OpenError, OpenOptions, OpenReport, newest_sequence};
 pub use overlay::{Key, Value};
 pub use rebuild::{KeyRange, Rebuild, Rebuilt, RecordPage, Survey};
 pub use superblocks::Refused;
@@ -97,6 +99,19 @@ impl Deref for Record {
             Self::Leaf(value) => value,
         }
     }
+}
+
+/// What waits to become durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Records that the open epoch has changed.
+    pub records: u64,
+    /// Memory of those, in bytes.
+    pub record_bytes: u64,
+    /// Pages that the open epoch has written, in bytes; they are on their way to the disk.
+    pub data_bytes: u64,
+    /// Epochs that are sealed and not durable.
+    pub sealed: u64,
 }
 
 /// What the open epoch did besides changing records.
@@ -494,6 +509,19 @@ impl Epochs {
     /// Number of the last durable epoch.
     pub fn durable(&self) -> u64 {
         self.durable.load(Ordering::Acquire)
+    }
+
+    /// What is not durable yet.
+    pub fn backlog(&self) -> Backlog {
+        let (records, record_bytes) = self.overlay.size();
+        let data_bytes = self.open.lock().bytes;
+        let sealed = self.open_epoch().saturating_sub(self.durable() + 1);
+        Backlog { records: records as u64, record_bytes: record_bytes as u64, data_bytes, sealed }
+    }
+
+    /// How the cache of tree nodes is.
+    pub fn node_cache(&self) -> CacheCounts {
+        self.nodes.cache_counts()
     }
 
     /// The damage found since the volume was opened.

@@ -1,5 +1,6 @@
 //! Tree nodes on disk: reading with verification, healing and a cache; writing both copies.
 
+use super::cache::{CacheCounts, CacheShard};
 use crate::crypto::{Cipher, Nonce, PageKey, Tag, kdf};
 use crate::format::node::Node;
 use crate::format::{NodePointer, PAGE_BYTES, Slot, VolumeId};
@@ -27,7 +28,7 @@ pub(super) const LEVEL_DELTA: u8 = 0xff;
 
 type Page = Box<[u8; PAGE_BYTES]>;
 /// Nodes by the slot of their first copy, each with the pointer that it was read by.
-type CacheShard = Mutex<LruCache<u64, (NodePointer, Arc<Node>)>>;
+type NodeShard = Mutex<CacheShard<u64, (NodePointer, Arc<Node>)>>;
 /// Key epoch and salt.
 type SealingKeyId = (u32, [u8; 16]);
 
@@ -36,7 +37,7 @@ pub(super) struct NodeStore {
     storage: Arc<dyn Storage>,
     keys: Arc<VolumeKeys>,
     volume_id: VolumeId,
-    cache: Vec<CacheShard>,
+    cache: Vec<NodeShard>,
     sealing: Mutex<LruCache<SealingKeyId, Arc<PageKey>>>,
     /// Nothing is written, so nothing is restored.
     read_only: bool,
@@ -67,7 +68,7 @@ impl NodeStore {
         read_only: bool,
     ) -> Self {
         let nodes = (cache_bytes / PAGE_BYTES / CACHE_SHARDS).max(8);
-        let shard = || Mutex::new(LruCache::new(NonZeroUsize::new(nodes).expect("at least 8")));
+        let shard = || Mutex::new(CacheShard::new(nodes));
         Self {
             storage,
             keys,
@@ -79,14 +80,21 @@ impl NodeStore {
         }
     }
 
-    fn shard(&self, slot: Slot) -> &CacheShard {
+    /// How the cache of nodes is.
+    pub(super) fn cache_counts(&self) -> CacheCounts {
+        let mut counts = CacheCounts::default();
+        self.cache.iter().for_each(|shard| shard.lock().add_to(&mut counts));
+        counts
+    }
+
+    fn shard(&self, slot: Slot) -> &NodeShard {
         &self.cache[slot.0 as usize % CACHE_SHARDS]
     }
 
     fn cached(&self, pointer: &NodePointer) -> Option<Arc<Node>> {
         let mut shard = self.shard(pointer.slots[0]).lock();
-        let (known, node) = shard.get(&pointer.slots[0].0)?;
-        (known == pointer).then(|| node.clone())
+        let found = shard.get(&pointer.slots[0].0, |(known, _)| known == pointer);
+        found.map(|(_, node)| node.clone())
     }
 
     fn remember(&self, pointer: &NodePointer, node: Arc<Node>) {
@@ -192,9 +200,7 @@ impl NodeStore {
     pub(super) fn forget(&self, slots: &[[Slot; 2]]) {
         for pair in slots {
             let mut shard = self.shard(pair[0]).lock();
-            if shard.peek(&pair[0].0).is_some_and(|(known, _)| known.slots == *pair) {
-                shard.pop(&pair[0].0);
-            }
+            shard.pop_if(&pair[0].0, |(known, _)| known.slots == *pair);
         }
     }
 }

@@ -202,6 +202,20 @@ impl Epochs {
     }
 }
 
+/// The sequence number of the newest superblock, if it knows this configuration.
+///
+/// # Errors
+/// [`OpenError::ConfigReplaced`] if not; [`OpenError::NoSuperblock`].
+pub fn newest_sequence(
+    storage: &dyn Storage,
+    keys: &VolumeKeys,
+    volume_id: VolumeId,
+    config_digest: [u8; 32],
+) -> Result<u64, OpenError> {
+    let (newest, _, _) = choose(storage, keys, volume_id)?;
+    if newest.knows(config_digest) { Ok(newest.sequence) } else { Err(OpenError::ConfigReplaced) }
+}
+
 impl Replayed {
     fn report(&self, report: &mut OpenReport) {
         (report.replayed, report.dropped) = (self.changes, self.dropped);

@@ -21,6 +21,7 @@
 //!       "wrapped": [ { "epoch": 1, "key": "<base64: the volume key, wrapped>" } ]
 //!     }
 //!   ],
+//!   "audit": { "seq": 17, "record": "<hexadecimal, 32 bytes>" },
 //!   "macs": [ { "epoch": 1, "mac": "<hexadecimal, 32 bytes>" } ]
 //! }
 //! ```
@@ -119,6 +120,15 @@ pub struct KeySlot {
     pub wrapped: Vec<(u32, Vec<u8>)>,
 }
 
+/// How far an audit log went when the configuration was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AuditAnchor {
+    /// Number of its newest record then, from 1.
+    pub seq: u64,
+    /// SHA-256 of that record's line, without the line feed.
+    pub record: [u8; 32],
+}
+
 /// What a configuration says, apart from its MACs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigData {
@@ -132,6 +142,8 @@ pub struct ConfigData {
     pub epochs: Vec<(u32, Vec<u8>)>,
     /// Key slots, ascending by id.
     pub slots: Vec<KeySlot>,
+    /// The end of the audit log, if there is one.
+    pub audit: Option<AuditAnchor>,
 }
 
 /// Why a configuration is refused.
@@ -297,6 +309,8 @@ struct Document {
     generation: u64,
     epochs: Vec<EpochEntry>,
     slots: Vec<SlotEntry>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    audit: Option<AuditEntry>,
     macs: Vec<MacEntry>,
 }
 
@@ -344,6 +358,13 @@ struct Argon2Entry {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+struct AuditEntry {
+    seq: u64,
+    record: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct MacEntry {
     epoch: u32,
     mac: String,
@@ -363,6 +384,9 @@ impl Document {
             generation: data.generation,
             epochs: epochs.collect(),
             slots: data.slots.iter().map(SlotEntry::new).collect(),
+            audit: data
+                .audit
+                .map(|anchor| AuditEntry { seq: anchor.seq, record: hex(&anchor.record) }),
             macs: macs.collect(),
         }
     }
@@ -387,12 +411,13 @@ impl Document {
         require(is_ascending_from_one(&ids), "slots", "is out of order")?;
         let slots = self.slots.into_iter().map(|entry| entry.check(&numbers));
         let slots = slots.collect::<Result<_, _>>()?;
+        let audit = self.audit.map(AuditEntry::check).transpose()?;
         let covered = self.macs.iter().map(|entry| entry.epoch).eq(numbers);
         require(covered, "macs", "has not exactly one entry for each live epoch")?;
         let macs = self.macs.iter().map(|entry| Ok((entry.epoch, unhex("mac", &entry.mac)?)));
         let macs = macs.collect::<Result<_, _>>()?;
         let (cipher, generation) = (self.cipher, self.generation);
-        Ok((ConfigData { volume_id, cipher, generation, epochs, slots }, macs))
+        Ok((ConfigData { volume_id, cipher, generation, epochs, slots, audit }, macs))
     }
 }
 
@@ -401,6 +426,13 @@ impl EpochEntry {
         let key = unbase64("metadata_key", &self.metadata_key, METADATA_KEY_BYTES)?;
         require(key.len() == METADATA_KEY_BYTES, "metadata_key", "has the wrong length")?;
         Ok((self.epoch, key))
+    }
+}
+
+impl AuditEntry {
+    fn check(self) -> Result<AuditAnchor, ConfigError> {
+        require(self.seq >= 1, "audit", "has record zero")?;
+        Ok(AuditAnchor { seq: self.seq, record: unhex("record", &self.record)? })
     }
 }
 

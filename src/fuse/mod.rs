@@ -9,6 +9,7 @@ mod caches;
 mod counts;
 mod errno;
 mod flags;
+mod meter;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -39,6 +40,7 @@ use workers::Workers;
 use writeback::Writeback;
 
 pub use caches::Caches;
+pub use meter::{Counts as MeterCounts, Meter, Operation, meter};
 pub use session::{AllowOther, MountError, Options, Session};
 
 /// How long the kernel may keep names, attributes and the absence of names. It is the only one that
@@ -96,16 +98,18 @@ impl Adapter {
     /// the way to another thread; whoever else asks meanwhile waits on a worker.
     fn sync(
         &self,
-        operation: &'static str,
+        operation: Operation,
         ino: INodeNo,
         fh: FileHandle,
         datasync: bool,
         reply: ReplyEmpty,
     ) {
         let now = || self.tree().try_fsync(ino.0, fh.0, datasync).transpose();
+        let begun = meter::begin();
         if let Some(result) =
-            self.several_loops.then(|| attempt(operation, ino, now).transpose()).flatten()
+            self.several_loops.then(|| guarded(operation, ino, now).transpose()).flatten()
         {
+            meter::end(begun, operation, result.is_err());
             return reply_empty(reply, result);
         }
         let sync = move |shared: &Shared| shared.tree.fsync(ino.0, fh.0, datasync);
@@ -134,7 +138,7 @@ impl Adapter {
                 self.tree().forget(ino);
                 Ok(())
             };
-            let _ = attempt("forget", INodeNo(ino), forget);
+            let _ = attempt(Operation::Forget, INodeNo(ino), forget);
         }
     }
 
@@ -158,7 +162,7 @@ impl Adapter {
     /// (`fuse_invalidate_atime`).
     fn accessed(&self, ino: INodeNo, flags: i32) {
         if self.shared.access_times && flags & libc::O_NOATIME == 0 {
-            let _ = attempt("read", ino, || self.tree().accessed(ino.0, false));
+            let _ = guarded(Operation::Read, ino, || self.tree().accessed(ino.0, false));
         }
     }
 
@@ -170,14 +174,14 @@ impl Adapter {
             return;
         }
         let is_changing = self.shared.writers.any(ino.0);
-        let is_new = attempt("open", ino, || self.tree().accessed(ino.0, is_changing));
+        let is_new = guarded(Operation::Open, ino, || self.tree().accessed(ino.0, is_changing));
         if let (Ok(true), Some(kernel)) = (is_new, self.shared.writeback.get()) {
             kernel.forget_attributes(ino.0);
         }
     }
 
     /// Runs `work` on a worker thread and hands its result to `reply`.
-    fn on_worker<R, W, F>(&self, operation: &'static str, ino: INodeNo, work: W, reply: F)
+    fn on_worker<R, W, F>(&self, operation: Operation, ino: INodeNo, work: W, reply: F)
     where
         W: FnOnce(&Shared) -> Result<R, Error> + Send + 'static,
         F: FnOnce(Result<R, Errno>) + Send + 'static,
@@ -187,16 +191,26 @@ impl Adapter {
     }
 }
 
-/// Calls the tree. An error is reported; a panic is too, and becomes EIO for this request only.
+/// Calls the tree, as [`guarded`], and counts what comes of it.
 fn attempt<R>(
-    operation: &'static str,
+    operation: Operation,
     ino: INodeNo,
     work: impl FnOnce() -> Result<R, Error>,
 ) -> Result<R, Errno> {
+    meter::timed(operation, || guarded(operation, ino, work))
+}
+
+/// Calls the tree. An error is reported; a panic is too, and becomes EIO for this request only.
+fn guarded<R>(
+    operation: Operation,
+    ino: INodeNo,
+    work: impl FnOnce() -> Result<R, Error>,
+) -> Result<R, Errno> {
+    let name = operation.name();
     match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(result) => result.map_err(|error| report(operation, ino.0, &error)),
+        Ok(result) => result.map_err(|error| report(name, ino.0, &error)),
         Err(_) => {
-            log::error!("{operation}: inode {ino}: a defect stopped this request; see above");
+            log::error!("{name}: inode {ino}: a defect stopped this request; see above");
             Err(Errno::EIO)
         }
     }
@@ -277,7 +291,7 @@ impl Filesystem for Adapter {
             Err(Error::NotFound) => Ok(None),
             result => result.map(Some),
         };
-        match attempt("lookup", parent, found).transpose() {
+        match attempt(Operation::Lookup, parent, found).transpose() {
             Some(result) => self.reply_entry(reply, result),
             None => reply.entry(&TTL, &attr::bare_attr(0, Kind::File), GENERATION),
         }
@@ -288,7 +302,7 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        match attempt("getattr", ino, || self.tree().getattr(ino.0)) {
+        match attempt(Operation::Getattr, ino, || self.tree().getattr(ino.0)) {
             Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
             Err(errno) => reply.error(errno),
         }
@@ -323,14 +337,14 @@ impl Filesystem for Adapter {
             ctime: ctime.map(attr::time),
             kill_suid: owned || (size.is_some() && truncation_kills_suid(request)),
         };
-        match attempt("setattr", ino, || self.tree().setattr(ino.0, &change)) {
+        match attempt(Operation::Setattr, ino, || self.tree().setattr(ino.0, &change)) {
             Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
             Err(errno) => reply.error(errno),
         }
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        match attempt("readlink", ino, || self.tree().readlink(ino.0)) {
+        match attempt(Operation::Readlink, ino, || self.tree().readlink(ino.0)) {
             Ok(target) => {
                 self.accessed(ino, 0);
                 reply.data(&target);
@@ -350,7 +364,9 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let (who, name) = (caller(request, umask), name.as_bytes());
-        let made = attempt("mknod", parent, || self.tree().mknod(who, parent.0, name, mode, rdev));
+        let made = attempt(Operation::Mknod, parent, || {
+            self.tree().mknod(who, parent.0, name, mode, rdev)
+        });
         self.reply_entry(reply, made);
     }
 
@@ -364,18 +380,22 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let (who, name) = (caller(request, umask), name.as_bytes());
-        let made = attempt("mkdir", parent, || self.tree().mkdir(who, parent.0, name, mode));
+        let made =
+            attempt(Operation::Mkdir, parent, || self.tree().mkdir(who, parent.0, name, mode));
         self.reply_entry(reply, made);
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name.as_bytes();
-        reply_empty(reply, attempt("unlink", parent, || self.tree().unlink(parent.0, name)));
+        reply_empty(
+            reply,
+            attempt(Operation::Unlink, parent, || self.tree().unlink(parent.0, name)),
+        );
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name.as_bytes();
-        reply_empty(reply, attempt("rmdir", parent, || self.tree().rmdir(parent.0, name)));
+        reply_empty(reply, attempt(Operation::Rmdir, parent, || self.tree().rmdir(parent.0, name)));
     }
 
     fn symlink(
@@ -388,7 +408,9 @@ impl Filesystem for Adapter {
     ) {
         let (who, name) = (caller(request, 0), link_name.as_bytes());
         let target = target.as_os_str().as_bytes();
-        let made = attempt("symlink", parent, || self.tree().symlink(who, parent.0, name, target));
+        let made = attempt(Operation::Symlink, parent, || {
+            self.tree().symlink(who, parent.0, name, target)
+        });
         self.reply_entry(reply, made);
     }
 
@@ -407,7 +429,7 @@ impl Filesystem for Adapter {
             let flags = flags::rename(flags)?;
             self.tree().rename(parent.0, name, newparent.0, newname, flags)
         };
-        reply_empty(reply, attempt("rename", parent, rename));
+        reply_empty(reply, attempt(Operation::Rename, parent, rename));
     }
 
     fn link(
@@ -419,14 +441,14 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let name = newname.as_bytes();
-        let made = attempt("link", ino, || self.tree().link(ino.0, newparent.0, name));
+        let made = attempt(Operation::Link, ino, || self.tree().link(ino.0, newparent.0, name));
         self.reply_entry(reply, made);
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let truncate = flags.0 & libc::O_TRUNC != 0;
         let kill_suid = truncate && truncation_kills_suid(request);
-        match attempt("open", ino, || self.tree().open(ino.0, truncate, kill_suid)) {
+        match attempt(Operation::Open, ino, || self.tree().open(ino.0, truncate, kill_suid)) {
             Ok(handle) => {
                 self.opened(ino, flags.0);
                 if flags::writable(flags.0) {
@@ -451,8 +473,13 @@ impl Filesystem for Adapter {
     ) {
         self.accessed(ino, flags.0);
         READ_BUFFER.with_borrow_mut(|buffer| {
-            match attempt("read", ino, || self.tree().read(ino.0, offset, size as usize, buffer)) {
-                Ok(()) => reply.data(buffer),
+            match attempt(Operation::Read, ino, || {
+                self.tree().read(ino.0, offset, size as usize, buffer)
+            }) {
+                Ok(()) => {
+                    meter::read(buffer.len());
+                    reply.data(buffer);
+                }
                 Err(errno) => reply.error(errno),
             }
         });
@@ -477,8 +504,11 @@ impl Filesystem for Adapter {
             }
             self.tree().write(ino.0, offset, data, kill_suid)
         };
-        match attempt("write", ino, write) {
-            Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
+        match attempt(Operation::Write, ino, write) {
+            Ok(()) => {
+                meter::written(data.len());
+                reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX));
+            }
             Err(errno) => reply.error(errno),
         }
     }
@@ -507,11 +537,11 @@ impl Filesystem for Adapter {
             self.tree().release(ino.0, fh.0);
             Ok(())
         };
-        reply_empty(reply, attempt("release", ino, release));
+        reply_empty(reply, attempt(Operation::Release, ino, release));
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        self.sync("fsync", ino, fh, datasync, reply);
+        self.sync(Operation::Fsync, ino, fh, datasync, reply);
     }
 
     /// Refused once: the kernel then opens and caches every directory without asking.
@@ -538,7 +568,7 @@ impl Filesystem for Adapter {
                 !full
             })
         };
-        match attempt("readdir", ino, fill) {
+        match attempt(Operation::Readdir, ino, fill) {
             Err(errno) if !filled => reply.error(errno),
             _ => reply.ok(),
         }
@@ -562,7 +592,7 @@ impl Filesystem for Adapter {
                 !full
             })
         };
-        match attempt("readdirplus", ino, fill) {
+        match attempt(Operation::Readdirplus, ino, fill) {
             Err(errno) if !filled => reply.error(errno),
             _ => reply.ok(),
         }
@@ -579,11 +609,11 @@ impl Filesystem for Adapter {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.sync("fsyncdir", ino, fh, datasync, reply);
+        self.sync(Operation::Fsyncdir, ino, fh, datasync, reply);
     }
 
     fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        match attempt("statfs", ino, || self.tree().statfs()) {
+        match attempt(Operation::Statfs, ino, || self.tree().statfs()) {
             Ok(space) => reply.statfs(
                 space.blocks,
                 space.blocks_free,
@@ -612,19 +642,19 @@ impl Filesystem for Adapter {
         let replace = flags & libc::XATTR_REPLACE != 0;
         let name = name.as_bytes();
         let set = || self.tree().setxattr(ino.0, name, value, create, replace);
-        reply_empty(reply, attempt("setxattr", ino, set));
+        reply_empty(reply, attempt(Operation::Setxattr, ino, set));
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let name = name.as_bytes();
-        let value = attempt("getxattr", ino, || self.tree().getxattr(ino.0, name));
+        let value = attempt(Operation::Getxattr, ino, || self.tree().getxattr(ino.0, name));
         reply_xattr(reply, size, value);
     }
 
     /// Names of `trusted.` attributes are for root to see (xattr(7)). Whether the caller has
     /// CAP_SYS_ADMIN, which is the kernel's question, a request does not say.
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let mut names = attempt("listxattr", ino, || self.tree().listxattr(ino.0));
+        let mut names = attempt(Operation::Listxattr, ino, || self.tree().listxattr(ino.0));
         if let (Ok(names), true) = (&mut names, request.uid() != 0) {
             *names = without_trusted(names);
         }
@@ -633,7 +663,10 @@ impl Filesystem for Adapter {
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name.as_bytes();
-        reply_empty(reply, attempt("removexattr", ino, || self.tree().removexattr(ino.0, name)));
+        reply_empty(
+            reply,
+            attempt(Operation::Removexattr, ino, || self.tree().removexattr(ino.0, name)),
+        );
     }
 
     /// Never asked: `default_permissions` makes the kernel check.
@@ -652,7 +685,7 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let (who, name) = (caller(request, umask), name.as_bytes());
-        match attempt("create", parent, || self.tree().create(who, parent.0, name, mode)) {
+        match attempt(Operation::Create, parent, || self.tree().create(who, parent.0, name, mode)) {
             Ok((attr, handle)) => {
                 self.shared.lookups.add(attr.ino);
                 if flags::writable(flags) {
@@ -712,7 +745,7 @@ impl Filesystem for Adapter {
         let allocate = move |shared: &Shared| {
             shared.tree.fallocate(ino.0, offset, length, flags::allocate(mode)?)
         };
-        self.on_worker("fallocate", ino, allocate, |result| reply_empty(reply, result));
+        self.on_worker(Operation::Fallocate, ino, allocate, |result| reply_empty(reply, result));
     }
 
     fn lseek(
@@ -725,7 +758,7 @@ impl Filesystem for Adapter {
         reply: ReplyLseek,
     ) {
         let seek = move |shared: &Shared| shared.seek(ino, offset, whence);
-        self.on_worker("lseek", ino, seek, |result| match result {
+        self.on_worker(Operation::Lseek, ino, seek, |result| match result {
             Ok(found) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
             Err(errno) => reply.error(errno),
         });
@@ -748,7 +781,7 @@ impl Filesystem for Adapter {
         let copy = move |shared: &Shared| {
             shared.tree.copy_range(ino_in.0, offset_in, ino_out.0, offset_out, len)
         };
-        self.on_worker("copy_file_range", ino_in, copy, |result| match result {
+        self.on_worker(Operation::CopyFileRange, ino_in, copy, |result| match result {
             Ok(copied) => reply.written(u32::try_from(copied).unwrap_or(u32::MAX)),
             Err(errno) => reply.error(errno),
         });

@@ -20,16 +20,18 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::{Binding, KekError, KekErrorKind, KekProvider, ProviderOptions, provider_from_uri};
-use crate::crypto::{Cipher, Secret, Tampered, kdf, random, wrap};
+use crate::crypto::{ChainKey, Cipher, Secret, Tampered, kdf, random, wrap};
 use crate::format::VolumeId;
 use crate::format::config::{
-    Config, ConfigData, ConfigError, KekReference, KeySlot, SLOTS_MAX, UnverifiedConfig,
+    AuditAnchor, Config, ConfigData, ConfigError, KekReference, KeySlot, SLOTS_MAX,
+    UnverifiedConfig,
 };
 
 const CONFIG_MAC: &str = "atrest config mac v1";
 const MK_WRAP: &str = "atrest mk wrap v1";
 const DEK_WRAP: &str = "atrest dek wrap v1";
 const PIN: &str = "atrest pin v1";
+const AUDIT: &str = "atrest audit v1";
 /// Length of volume keys and metadata keys, in bytes.
 const KEY_BYTES: usize = 32;
 
@@ -148,7 +150,9 @@ impl VolumeKeys {
         let slots = (1..).zip(providers).map(wrap).collect::<Result<_, _>>()?;
         let epochs = keys.wrapped_metadata_keys();
         let cipher = cipher.name().to_owned();
-        let config = keys.seal(ConfigData { volume_id, cipher, generation: 1, epochs, slots })?;
+        let (generation, audit) = (1, None);
+        let data = ConfigData { volume_id, cipher, generation, epochs, slots, audit };
+        let config = keys.seal(data)?;
         Ok((config, keys))
     }
 
@@ -281,6 +285,24 @@ impl VolumeKeys {
     /// The pins of all live epochs: a host that saw the volume before a rotation knows an older.
     pub fn pins(&self) -> Vec<[u8; 32]> {
         self.epochs.iter().map(|keys| pin(keys)).collect()
+    }
+
+    /// The key that a session of the audit log begins with, by key epoch: one that was rotated away
+    /// has none any more. It leads to no other key of the volume.
+    pub fn audit_key(&self, epoch: u32, session: [u8; 8]) -> Option<ChainKey> {
+        let mut context = [0; 24];
+        context[..16].copy_from_slice(&self.volume_id.0);
+        context[16..].copy_from_slice(&session);
+        let keys = self.epoch(epoch)?;
+        Some(ChainKey::new(kdf::derive(&keys.volume_key, AUDIT, &context, KEY_BYTES)))
+    }
+
+    /// The next configuration, which says how far the audit log went.
+    ///
+    /// # Errors
+    /// [`KeyError::Config`] if it would be out of bounds.
+    pub fn anchor_audit(&self, config: &Config, anchor: AuditAnchor) -> Result<Config, KeyError> {
+        self.seal(ConfigData { audit: Some(anchor), ..self.next(config) })
     }
 
     /// Asks the KEK of `slot` for a real unwrap of the current epoch, as the lease does: reading

@@ -31,7 +31,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-pub use authorize::{Authorization, EndpointSettings, Providers};
+pub use authorize::{Authorization, EndpointSettings, Providers, read_host_file};
 pub use envelope::slots::{Rotation, SlotCheck, try_wrap};
 pub use envelope::{KeyError, Opened, Recheck, SlotFailure, VolumeKeys};
 
@@ -188,6 +188,23 @@ pub struct KekError {
     provider: String,
     key: String,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl KekErrorKind {
+    /// A word for scripts: of the audit log and of metrics.
+    pub fn class(&self) -> &'static str {
+        match self {
+            Self::Denied { .. } => "denied",
+            Self::Disabled => "disabled",
+            Self::Gone { .. } => "gone",
+            Self::Throttled { .. } => "throttled",
+            Self::Unreachable { .. } => "unreachable",
+            Self::AuthenticationFailed { .. } => "unauthenticated",
+            Self::BadRequest { .. } => "refused",
+            Self::Integrity => "integrity",
+            Self::Configuration { .. } => "configuration",
+        }
+    }
 }
 
 impl KekError {

@@ -9,10 +9,10 @@
 //! first line that can be written again says how many are missing.
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use serde_json::{Value, json};
+
+use crate::audit;
 
 /// Name of the current file; older ones have `.1`, `.2` and so on after it.
 pub const FILE_NAME: &str = "audit.jsonl";
@@ -291,17 +293,7 @@ impl Files {
     /// Each file becomes the one before; the oldest goes.
     fn rotate(&mut self) -> io::Result<()> {
         self.current = None;
-        let name = |number: u32| match number {
-            0 => self.options.directory.join(FILE_NAME),
-            _ => self.options.directory.join(format!("{FILE_NAME}.{number}")),
-        };
-        let last = self.options.files_max.max(2) - 1;
-        for number in (0..last).rev() {
-            match std::fs::rename(name(number), name(number + 1)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
+        audit::put_aside(&self.options.directory.join(FILE_NAME), self.options.files_max)?;
         self.current = Some(Current::open(&self.options.directory)?);
         Ok(())
     }
@@ -309,11 +301,7 @@ impl Files {
 
 impl Current {
     fn open(directory: &Path) -> io::Result<Self> {
-        let path = directory.join(FILE_NAME);
-        let mut options = OpenOptions::new();
-        options.create(true).read(true).append(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-        let mut file = options.open(&path)?;
-        File::open(directory)?.sync_all()?;
+        let mut file = audit::open(&directory.join(FILE_NAME))?;
         let mut bytes = file.seek(SeekFrom::End(0))?;
         if bytes > 0 {
             file.seek(SeekFrom::End(-1))?;

@@ -3,10 +3,9 @@
 use super::records::dek_key;
 use super::{Error, Volume};
 use crate::crypto::{PageKey, random};
+use crate::epoch::{CacheCounts, CacheShard};
 use crate::format::CHUNK_BYTES;
-use lru::LruCache;
 use parking_lot::Mutex;
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 const SHARDS: usize = 16;
@@ -18,20 +17,27 @@ const KEYS_CACHED: usize = 8192;
 pub(super) struct DataKeys(Vec<Shard>);
 
 /// Keys by inode and chunk.
-type Shard = Mutex<LruCache<(u64, u64), Arc<PageKey>>>;
+type Shard = Mutex<CacheShard<(u64, u64), Arc<PageKey>>>;
 
 impl DataKeys {
     pub(super) fn new() -> Self {
-        let keys = NonZeroUsize::new(KEYS_CACHED / SHARDS).expect("not zero");
-        Self((0..SHARDS).map(|_| Mutex::new(LruCache::new(keys))).collect())
+        let keys = KEYS_CACHED / SHARDS;
+        Self((0..SHARDS).map(|_| Mutex::new(CacheShard::new(keys))).collect())
     }
 
     fn shard(&self, ino: u64, chunk: u64) -> &Shard {
         &self.0[(ino.wrapping_mul(31).wrapping_add(chunk)) as usize % SHARDS]
     }
 
+    /// How the cache is.
+    pub(super) fn counts(&self) -> CacheCounts {
+        let mut counts = CacheCounts::default();
+        self.0.iter().for_each(|shard| shard.lock().add_to(&mut counts));
+        counts
+    }
+
     fn get(&self, ino: u64, chunk: u64) -> Option<Arc<PageKey>> {
-        self.shard(ino, chunk).lock().get(&(ino, chunk)).cloned()
+        self.shard(ino, chunk).lock().get(&(ino, chunk), |_| true).cloned()
     }
 
     fn put(&self, ino: u64, chunk: u64, key: Arc<PageKey>) {
@@ -39,7 +45,7 @@ impl DataKeys {
     }
 
     pub(super) fn remove(&self, ino: u64, chunk: u64) {
-        self.shard(ino, chunk).lock().pop(&(ino, chunk));
+        self.shard(ino, chunk).lock().pop_if(&(ino, chunk), |_| true);
     }
 }
 

@@ -15,7 +15,9 @@ pub mod repair;
 mod resize;
 mod scan;
 
-pub use crate::epoch::{CommitOptions, OpenError, OpenOptions, OpenReport, log_bytes_for};
+pub use crate::epoch::{
+    Backlog, CacheCounts, CommitOptions, OpenError, OpenOptions, OpenReport, log_bytes_for,
+};
 pub use check::{CheckOptions, CheckReport, Progress, Stage};
 pub use records::Change;
 
@@ -117,6 +119,20 @@ impl From<record::RecordError> for Error {
     fn from(record::RecordError(what): record::RecordError) -> Self {
         Self::Malformed(what)
     }
+}
+
+/// The sequence number of the newest superblock, which knows this configuration. Needs no lock: of
+/// a volume that is in use it is the one of a moment ago.
+///
+/// # Errors
+/// [`OpenError::ConfigReplaced`] if it knows another configuration; those of reading it.
+pub fn newest_sequence(
+    storage: &dyn Storage,
+    keys: &VolumeKeys,
+    volume_id: VolumeId,
+    config: &[u8],
+) -> Result<u64, OpenError> {
+    epoch::newest_sequence(storage, keys, volume_id, kdf::digest(config))
 }
 
 /// Numbers that every epoch stores.
@@ -352,6 +368,11 @@ impl Volume {
     /// The volume's keys.
     pub fn keys(&self) -> &VolumeKeys {
         &self.keys
+    }
+
+    /// How the cache of data keys is.
+    pub fn key_cache(&self) -> CacheCounts {
+        self.data_keys.counts()
     }
 
     /// The engine below, for `fsck`, `inspect` and `status`.

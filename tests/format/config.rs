@@ -36,7 +36,7 @@ fn refusal(error: &ConfigError) -> String {
 /// to the same bytes.
 #[test]
 fn vectors() {
-    for vector in Vector::load("config", 54) {
+    for vector in Vector::load("config", 58) {
         let bytes = vector.body.as_bytes();
         let outcome = match read(bytes, &vector.bytes("volume_keys")) {
             Ok(config) => {
@@ -75,7 +75,7 @@ fn messages_are_printable() {
 #[test]
 fn format_1_opens() {
     use std::os::unix::fs::PermissionsExt;
-    let vectors = Vector::load("config", 54);
+    let vectors = Vector::load("config", 58);
     let vector = vectors.iter().find(|vector| vector.name == "two_epochs").expect("it is there");
     let directory = tempfile::tempdir().expect("a temporary directory");
     std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o700)).expect("ours");

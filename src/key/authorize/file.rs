@@ -56,12 +56,23 @@ impl Document {
 /// # Errors
 /// In words, with line and column.
 pub(super) fn read(path: &Path, optional: bool) -> Result<Document, String> {
+    let Some(text) = read_text(path, optional)? else { return Ok(Document::default()) };
+    parse(&text).map_err(|(span, problem)| {
+        let (line, column) = position(&text, span.start);
+        format!("{}, line {line}, column {column}: {problem}", path.display())
+    })
+}
+
+/// The text of a file of the host's administrator, which nobody else can change; `None` if it is
+/// `optional` and not there.
+///
+/// # Errors
+/// In words.
+pub fn read_text(path: &Path, optional: bool) -> Result<Option<String>, String> {
     let place = path.display();
     let mut file = match File::open(path) {
         Ok(file) => file,
-        Err(error) if optional && error.kind() == io::ErrorKind::NotFound => {
-            return Ok(Document::default());
-        }
+        Err(error) if optional && error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(format!("cannot open {place}: {error}")),
     };
     let looked = |error| format!("cannot look at {place}: {error}");
@@ -77,10 +88,7 @@ pub(super) fn read(path: &Path, optional: bool) -> Result<Document, String> {
     }
     let bytes = read_bounded(&mut file, path, FILE_BYTES_MAX).map_err(|error| error.to_string())?;
     let text = std::str::from_utf8(&bytes).map_err(|_| format!("{place} is not UTF-8"))?;
-    parse(text).map_err(|(span, problem)| {
-        let (line, column) = position(text, span.start);
-        format!("{place}, line {line}, column {column}: {problem}")
-    })
+    Ok(Some(text.to_owned()))
 }
 
 /// Only root and this process's user may be able to change it.

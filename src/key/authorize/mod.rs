@@ -23,6 +23,7 @@ mod settings;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
+pub use file::read_text as read_host_file;
 pub use settings::{
     AwsSettings, AzureIdentity, AzureSettings, EndpointSettings, ExecSettings, Pkcs11Settings,
     Tpm2Settings, TransitAuth, TransitSettings,

@@ -144,7 +144,7 @@ fn failures() {
 /// asked for in the suites; here the limit of a file's size (setrlimit(2)) would end the process.
 #[test]
 fn full() {
-    let full = OpenOptions::new().append(true).open("/dev/full").expect("Linux has it");
+    let full = std::fs::OpenOptions::new().append(true).open("/dev/full").expect("Linux has it");
     let mut files = Files {
         options: AuditOptions::new("/nonexistent".into()),
         current: Some(Current { file: full, bytes: 0 }),
