@@ -49,6 +49,7 @@ pub fn run(arguments: &MountArgs) -> Result<u8, Failure> {
         mountpoint,
         options: parsed.mount,
         lease: parsed.lease,
+        companion: None,
     };
     daemon::serve(service, readiness).map_err(|error| {
         let failure = Failure::daemon(&error);

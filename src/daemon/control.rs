@@ -7,6 +7,7 @@
 //! {"op":"replace-config","config":"..."}   {"ok":false,"error":"..."}
 //! {"op":"lock"}                            {"ok":true}
 //! {"op":"unlock"}                          {"ok":true}
+//! {"op":"roll-back","undo":false}          {"ok":true}
 //! {"op":"unlock","passphrase_file":"..."}  {"ok":true}
 //! ```
 
@@ -62,6 +63,14 @@ pub trait VolumeControl: Send + Sync {
     /// Opens the volume again after [`VolumeControl::lock`], if its key is granted. A passphrase is
     /// read from the file.
     fn reopen(&self, passphrase_file: Option<&Path>) -> Answer;
+    /// Goes back to the package before the one that is served, or takes that back.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    fn roll_back(&self, undo: bool) -> Result<(), String> {
+        let _ = undo;
+        Err("no package is served from this volume".to_owned())
+    }
     /// Makes everything durable, wipes keys and releases the volume's lock.
     ///
     /// # Errors
@@ -87,6 +96,7 @@ enum Request {
     ReplaceConfig { config: String },
     Lock,
     Unlock { passphrase_file: Option<PathBuf> },
+    RollBack { undo: bool },
 }
 
 /// What answers requests.
@@ -199,6 +209,7 @@ fn reply(line: &[u8], handler: &Handler) -> Value {
         Request::Unmount => (handler.unmount)(),
         Request::Lock => handler.lease.lock(),
         Request::Unlock { passphrase_file } => handler.lease.unlock(passphrase_file.as_deref()),
+        Request::RollBack { undo } => handler.volume.roll_back(undo),
         Request::ReplaceConfig { config } => handler.volume.replace_config(config.as_bytes()),
     };
     match result {

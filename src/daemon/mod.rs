@@ -21,10 +21,13 @@ use crate::fuse::Session;
 use crate::sys::mount;
 use crate::sys::process::{self, Side, Signals};
 
-pub use crate::fuse::{AllowOther, MountError, Options};
+pub use crate::fuse::{AllowOther, Caches, MountError, Options};
 pub use crate::lease::{Answer, OnOutage, Policy};
 pub use control::{VolumeControl, ask};
 use lease::Driver;
+
+/// What a [`Companion`] is told of.
+const SIGNALS_HANDED_ON: [Signal; 3] = [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGQUIT];
 
 /// Why a daemon could not start, or did not end well. `Display` says what was attempted; the cause
 /// is in `source()`.
@@ -142,6 +145,20 @@ pub struct Service {
     pub options: Options,
     /// For how long the key is good without being asked for again.
     pub lease: Policy,
+    /// What lives with the mount, if anything does.
+    pub companion: Option<Arc<dyn Companion>>,
+}
+
+/// What lives with a mount: begins when it answers, and ends before it goes.
+pub trait Companion: Send + Sync {
+    /// Called when the mount answers. When it returns without having been told to, the mount is
+    /// taken away.
+    fn run(&self, caches: Caches);
+    /// The process got this signal, which is not one that ends it.
+    fn signal(&self, signal: Signal);
+    /// Has [`Companion::run`] return soon; returns when nothing uses the mount any more. May be
+    /// called several times.
+    fn stop(&self);
 }
 
 /// Keeps what the process knows out of core dumps and raises its limits. Call it before secrets
@@ -174,10 +191,13 @@ pub fn serve(service: Service, readiness: Readiness) -> Result<(), Error> {
 }
 
 fn serve_until_unmounted(service: Service, readiness: Readiness) -> Result<(), Error> {
-    let Service { tree, volume, volume_id, mountpoint, options, lease } = service;
+    let Service { tree, volume, volume_id, mountpoint, options, lease, companion } = service;
     let failed = |attempt| move |source| Error::Process { attempt, source };
-    let signals = Signals::catch(&[Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
-    let mut signals = signals.map_err(failed("catch signals"))?;
+    let mut caught = vec![Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+    if companion.is_some() {
+        caught.extend(SIGNALS_HANDED_ON);
+    }
+    let mut signals = Signals::catch(&caught).map_err(failed("catch signals"))?;
     let session = Session::mount(tree, &mountpoint, &options)?;
     log::info!("mounted {} at {}", options.source.display(), mountpoint.display());
 
@@ -186,24 +206,37 @@ fn serve_until_unmounted(service: Service, readiness: Readiness) -> Result<(), E
     let checks = driver.clone();
     let checker = std::thread::Builder::new().name("atrest-lease".to_owned());
     let checker = checker.spawn(move || checks.run()).map_err(failed("start a thread"))?;
-    let place = mountpoint.clone();
+    let (place, told) = (mountpoint.clone(), companion.clone());
     let watch = std::thread::Builder::new().name("atrest-signals".to_owned());
     let watched = watch.spawn(move || {
         while let Ok(signal) = signals.wait() {
-            match signal {
-                Signal::SIGHUP => logging::reopen(),
-                signal => {
+            if signal == Signal::SIGHUP {
+                logging::reopen();
+            }
+            match (signal, &told) {
+                (Signal::SIGTERM | Signal::SIGINT, _) => {
                     log::info!("{signal}: unmounting");
+                    told.iter().for_each(|companion| companion.stop());
                     unmount_at_last(&place);
                 }
+                (signal, Some(companion)) => companion.signal(signal),
+                _ => {}
             }
         }
     });
     watched.map_err(failed("start a thread"))?;
     // The first answer proves that the mount works: only then is it announced.
     let probe = std::thread::Builder::new().name("atrest-ready".to_owned());
+    let (living, caches) = (companion.clone(), session.caches().clone());
     let probed = probe.spawn(move || match std::fs::metadata(&mountpoint) {
-        Ok(_) => readiness.ready(),
+        Ok(_) => {
+            readiness.ready();
+            if let Some(companion) = living {
+                companion.run(caches);
+                companion.stop();
+                unmount_at_last(&mountpoint);
+            }
+        }
         Err(error) => {
             log::error!("the mount does not answer: {error}");
             unmount_at_last(&mountpoint);
@@ -211,6 +244,7 @@ fn serve_until_unmounted(service: Service, readiness: Readiness) -> Result<(), E
     });
     probed.map_err(failed("start a thread"))?;
     let served = session.run().map_err(Error::Session);
+    companion.iter().for_each(|companion| companion.stop());
     driver.stop();
     // A check waits for an answer at most; what it does then must not meet the closing.
     let _ = checker.join();

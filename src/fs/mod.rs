@@ -4,6 +4,7 @@ pub mod acl;
 pub mod attr;
 pub mod error;
 pub mod name;
+pub mod swap;
 pub mod volume;
 
 pub use attr::{Attr, Kind, SetAttr, Time};
@@ -99,6 +100,11 @@ pub trait Tree: Send + Sync {
     /// which [`Tree::write`] cannot tell from one of the kernel that a caller was answered before.
     fn admit(&self) -> Result<(), Error> {
         Ok(())
+    }
+    /// Whether the kernel may keep names of `parent`, and their absence, without asking again.
+    fn keeps_names(&self, parent: Ino) -> bool {
+        let _ = parent;
+        true
     }
     /// The entry `name` of directory `parent`.
     fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr, Error>;

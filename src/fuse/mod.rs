@@ -119,13 +119,23 @@ impl Adapter {
     /// Replies with an entry, which the kernel then holds a reference to. It is counted first: the
     /// FORGET may be read before this returns.
     fn reply_entry(&self, reply: ReplyEntry, result: Result<Attr, Errno>) {
+        self.reply_entry_for(TTL, reply, result);
+    }
+
+    fn reply_entry_for(&self, ttl: Duration, reply: ReplyEntry, result: Result<Attr, Errno>) {
         match result {
             Ok(attr) => {
                 self.shared.lookups.add(attr.ino);
-                reply.entry(&TTL, &file_attr(&attr), GENERATION);
+                reply.entry(&ttl, &file_attr(&attr), GENERATION);
             }
             Err(errno) => reply.error(errno),
         }
+    }
+
+    /// How long the kernel may keep names of `parent`. Ask before looking them up: what is found
+    /// after the answer has changed is then not kept.
+    fn ttl(&self, parent: Ino) -> Duration {
+        if self.tree().keeps_names(parent) { TTL } else { Duration::ZERO }
     }
 
     fn forget_n(&self, ino: Ino, n: u64) {
@@ -141,10 +151,10 @@ impl Adapter {
     /// Adds an entry to a READDIRPLUS reply; returns whether the reply is full. The kernel holds a
     /// reference to what it gets this way, but for "." and ".." (`fuse_direntplus_link`). Those may
     /// come without attributes; any other entry without them is one that the kernel asks about.
-    fn add_plus(&self, reply: &mut ReplyDirectoryPlus, entry: &DirEntry) -> bool {
+    fn add_plus(&self, ttl: Duration, reply: &mut ReplyDirectoryPlus, entry: &DirEntry) -> bool {
         let name = OsStr::from_bytes(entry.name);
         let (ttl, attr) = match &entry.attr {
-            Some(attr) => (TTL, file_attr(attr)),
+            Some(attr) => (ttl, file_attr(attr)),
             None => (Duration::ZERO, attr::bare_attr(entry.ino, entry.kind)),
         };
         if !is_dot(entry.name) {
@@ -277,9 +287,10 @@ impl Filesystem for Adapter {
             Err(Error::NotFound) => Ok(None),
             result => result.map(Some),
         };
+        let ttl = self.ttl(parent.0);
         match attempt("lookup", parent, found).transpose() {
-            Some(result) => self.reply_entry(reply, result),
-            None => reply.entry(&TTL, &attr::bare_attr(0, Kind::File), GENERATION),
+            Some(result) => self.reply_entry_for(ttl, reply, result),
+            None => reply.entry(&ttl, &attr::bare_attr(0, Kind::File), GENERATION),
         }
     }
 
@@ -554,9 +565,10 @@ impl Filesystem for Adapter {
     ) {
         self.accessed(ino, 0);
         let (mut filled, mut left_over) = (false, None);
+        let ttl = self.ttl(ino.0);
         let fill = || {
             self.tree().readdir(ino.0, offset, true, &mut |entry| {
-                let full = self.add_plus(&mut reply, entry);
+                let full = self.add_plus(ttl, &mut reply, entry);
                 filled |= !full;
                 left_over = (full && !is_dot(entry.name)).then_some(entry.ino);
                 !full
