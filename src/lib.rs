@@ -15,6 +15,8 @@
 //!
 //! Start with [`manual::architecture`]; the bytes on disk are in [`manual::format`].
 
+
+pub mod app;
 pub mod cli;
 pub mod crypto;
 pub mod daemon;
