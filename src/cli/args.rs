@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::package::PackageCommand;
 use super::vault::VaultCommand;
 
 /// Encryption at rest for Linux directories, with keys that you control.
@@ -62,6 +63,9 @@ pub enum Command {
     /// Try a key-encryption key before a volume depends on it
     #[command(subcommand)]
     Kek(KekCommand),
+    /// Serve a ZIP package as a read-only tree
+    #[command(subcommand)]
+    Package(PackageCommand),
     /// Make, serve and manage a key vault of your own
     #[command(subcommand)]
     Vault(VaultCommand),

@@ -88,6 +88,11 @@ pub enum Exit {
     DaemonSilent = 53,
     /// `unlock`: the key cannot be had, or the volume cannot be opened with it.
     StillLocked = 54,
+
+    /// A package is refused: it is no ZIP archive, is damaged, or breaks a rule of the manual.
+    PackageRefused = 60,
+    /// A package is not what a digest, a signature or its own CRC-32s say.
+    PackageMismatch = 61,
 }
 
 impl From<Exit> for ExitCode {

@@ -13,6 +13,7 @@ mod lock;
 mod mount;
 mod open;
 mod options;
+mod package;
 mod place;
 mod salvage;
 mod status;
@@ -53,6 +54,7 @@ fn execute(command: &Command) -> Result<u8, Failure> {
         Command::Key(command) => keys::run(command)?,
         Command::Kek(command) => kek::run(command)?,
         Command::Vault(command) => vault::run(command)?,
+        Command::Package(command) => return package::run(command),
     }
     Ok(0)
 }
