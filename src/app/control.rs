@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::host::{Ask, Host};
-use crate::daemon::{Answer, Caches, Companion, VolumeControl};
+use crate::daemon::{Answer, Caches, Companion, Served, VolumeControl};
 use crate::fs::volume::Refusal;
 
 /// The control of the store's volume, with the host's over it: when the store's key is taken away,
@@ -24,7 +24,7 @@ impl HostControl {
     }
 }
 
-impl VolumeControl for HostControl {
+impl Served for HostControl {
     fn status_json(&self) -> Value {
         let mut status = self.store.status_json();
         status["app"] = json!(self.host.status());
@@ -35,6 +35,18 @@ impl VolumeControl for HostControl {
         self.store.sync()
     }
 
+    fn roll_back(&self, undo: bool) -> Result<(), String> {
+        self.host.ask(if undo { Ask::UndoRollback } else { Ask::Rollback })
+    }
+
+    fn close(&self) -> Result<(), String> {
+        self.host.stop();
+        self.host.forget_contents();
+        self.store.close()
+    }
+}
+
+impl VolumeControl for HostControl {
     fn replace_config(&self, bytes: &[u8]) -> Result<(), String> {
         self.store.replace_config(bytes)
     }
@@ -64,16 +76,6 @@ impl VolumeControl for HostControl {
             self.host.tree().refuse(None);
         }
         answer
-    }
-
-    fn roll_back(&self, undo: bool) -> Result<(), String> {
-        self.host.ask(if undo { Ask::UndoRollback } else { Ask::Rollback })
-    }
-
-    fn close(&self) -> Result<(), String> {
-        self.host.stop();
-        self.host.forget_contents();
-        self.store.close()
     }
 }
 

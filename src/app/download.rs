@@ -188,7 +188,9 @@ pub enum DownloadError {
         source_url: String,
     },
     /// It was replaced, again and again.
-    #[error("{source_url} changes while it is downloaded; upload packages under names of their own")]
+    #[error(
+        "{source_url} changes while it is downloaded; upload packages under names of their own"
+    )]
     Changing {
         /// Without its query.
         source_url: String,
@@ -281,7 +283,11 @@ pub fn download(
             let source_url = source.to_string();
             return Err(DownloadError::Unreachable { source_url, problem });
         }
-        log::warn!("{source}: {problem}; going on at byte {} in {} ms", download.done, wait.as_millis());
+        log::warn!(
+            "{source}: {problem}; going on at byte {} in {} ms",
+            download.done,
+            wait.as_millis()
+        );
         std::thread::sleep(wait);
     }
 }
@@ -352,9 +358,8 @@ impl Download<'_> {
             Err(error) => return self.failed(error),
         };
         let range = format!("bytes={}-", self.done);
-        let mut request = Request::get(&self.source.url)
-            .secret_query(&self.source.query)
-            .header("Accept", "*/*");
+        let mut request =
+            Request::get(&self.source.url).secret_query(&self.source.query).header("Accept", "*/*");
         if !self.whole {
             request = request.header("Range", &range);
         }
@@ -374,9 +379,7 @@ impl Download<'_> {
     /// What an answer means.
     fn take(&mut self, mut stream: Stream, known: &Validator) -> Result<Step, DownloadError> {
         match stream.status() {
-            304 if self.done == 0 && known.etag.is_some() => {
-                Ok(Step::Finished(Outcome::Unchanged))
-            }
+            304 if self.done == 0 && known.etag.is_some() => Ok(Step::Finished(Outcome::Unchanged)),
             206 if !self.whole => match self.check_range(&stream)? {
                 Some(step) => Ok(step),
                 None => self.copy(&mut stream),
@@ -477,7 +480,8 @@ impl Download<'_> {
             if self.done == 0 && filled > 0 {
                 self.check_kind(&buffer[..filled])?;
             }
-            if self.done + filled as u64 > self.total.unwrap_or(u64::MAX).min(self.rules.bytes_max) {
+            if self.done + filled as u64 > self.total.unwrap_or(u64::MAX).min(self.rules.bytes_max)
+            {
                 return Err(self.too_large());
             }
             self.sink.write(self.done, &buffer[..filled])?;

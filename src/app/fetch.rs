@@ -102,11 +102,7 @@ impl Job<'_> {
         self.digest.is_none_or(|digest| digest.eq_ignore_ascii_case(sha256))
     }
 
-    fn download(
-        &self,
-        source: &Source,
-        progress: &mut OnProgress<'_>,
-    ) -> Result<Stored, AppError> {
+    fn download(&self, source: &Source, progress: &mut OnProgress<'_>) -> Result<Stored, AppError> {
         let name = source.to_string();
         let known = self.store.newest_of_source(&name);
         let known = known.filter(|known| self.is_expected(&known.sha256));
@@ -158,9 +154,8 @@ impl Job<'_> {
         let bytes_max = self.policy.rules.bytes_max;
         let total = file.metadata().map_err(failed)?.len();
         if total > bytes_max {
-            let problem = format!(
-                "it has more than {bytes_max} bytes; to allow more: --package-bytes-max"
-            );
+            let problem =
+                format!("it has more than {bytes_max} bytes; to allow more: --package-bytes-max");
             return Err(self.refused(&name, &problem));
         }
         let mut buffer = vec![0; CHUNK_BYTES];

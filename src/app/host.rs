@@ -8,8 +8,8 @@
 use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -116,6 +116,8 @@ pub struct Host {
     /// Held by whoever changes what is served.
     changing: Mutex<()>,
     caches: Mutex<Option<Caches>>,
+    /// All packages that were opened and may still be in use.
+    opened: Mutex<Vec<Weak<Package>>>,
     stopping: AtomicBool,
     wake: (Mutex<()>, Condvar),
 }
@@ -131,11 +133,12 @@ impl Host {
         store: Store,
         progress: &mut OnProgress<'_>,
     ) -> Result<(Arc<Self>, Option<AppError>), AppError> {
-        let mut state = State::default();
+        let (mut state, mut opened) = (State::default(), Vec::new());
         let planned = plan(&config, &store, None, &mut state.resolutions, progress);
         let (tree, error) = match planned {
             Ok(plan) => {
                 let package = open_package(&config, &store, &plan.fetched.stored)?;
+                opened.push(Arc::downgrade(&package));
                 let tree = tree_of(package.clone());
                 state.environment = command_environment(&config, &plan);
                 let Plan { fetched, resolved, .. } = plan;
@@ -153,6 +156,7 @@ impl Host {
             state: Mutex::new(state),
             changing: Mutex::new(()),
             caches: Mutex::new(None),
+            opened: Mutex::new(opened),
             stopping: AtomicBool::new(false),
             wake: (Mutex::new(()), Condvar::new()),
         };
@@ -238,8 +242,7 @@ impl Host {
             }
         };
         let stored = stored.map_err(|error: StoreError| error.to_string())?;
-        let package = open_package(&self.config, &self.store, &stored);
-        let package = package.map_err(|error| chain(&error))?;
+        let package = self.open_package(&stored).map_err(|error| chain(&error))?;
         log::info!("going to the package {}", stored.sha256);
         self.stop_command();
         self.exchange(tree_of(package.clone())).map_err(|error| error.to_string())?;
@@ -253,9 +256,10 @@ impl Host {
     /// For `atrest app status --json`.
     pub fn status(&self) -> Value {
         let state = self.state.lock();
-        let command = state.running.as_ref().map(|running| {
-            json!({ "pid": running.pid(), "seconds": running.age().as_secs() })
-        });
+        let command = state
+            .running
+            .as_ref()
+            .map(|running| json!({ "pid": running.pid(), "seconds": running.age().as_secs() }));
         let package = state.serving.as_ref().map(|serving| package_status(serving));
         let caches = state.serving.as_ref().map(|serving| {
             let found = serving.package.statistics();
@@ -284,6 +288,20 @@ impl Host {
         self.state.lock().serving.is_some()
     }
 
+    /// Lets go of everything that was read from packages.
+    pub fn forget_contents(&self) {
+        let opened = self.opened.lock();
+        opened.iter().filter_map(Weak::upgrade).for_each(|package| package.forget_contents());
+    }
+
+    fn open_package(&self, stored: &Stored) -> Result<Arc<Package>, AppError> {
+        let package = open_package(&self.config, &self.store, stored)?;
+        let mut opened = self.opened.lock();
+        opened.retain(|package| package.strong_count() > 0);
+        opened.push(Arc::downgrade(&package));
+        Ok(package)
+    }
+
     fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::SeqCst)
     }
@@ -304,8 +322,7 @@ impl Host {
             state.serving.as_ref().map(|serving| serving.fetched.stored.sha256.clone())
         };
         let mut on = |_: u64, _: Option<u64>| !self.is_stopping();
-        let planned =
-            plan(&self.config, &self.store, in_use.as_deref(), &mut resolutions, &mut on);
+        let planned = plan(&self.config, &self.store, in_use.as_deref(), &mut resolutions, &mut on);
         let done = planned.and_then(|plan| self.activate(plan, in_use.as_deref()));
         let problem = done.err().map(|error| (notice_tree(&error), chain(&error)));
         if let Some((notice, text)) = &problem {
@@ -335,7 +352,7 @@ impl Host {
             log::warn!("{warning}");
         }
         let package = match is_new {
-            true => Some(open_package(&self.config, &self.store, &fetched.stored)?),
+            true => Some(self.open_package(&fetched.stored)?),
             false => None,
         };
         if is_new || is_other {
@@ -436,9 +453,10 @@ impl Host {
         // Whoever changes what is served ends the command and starts it.
         let Some(_changing) = self.changing.try_lock() else { return false };
         let mut state = self.state.lock();
-        let ended = state.running.as_ref().and_then(|running| {
-            running.status().map(|status| (status, running.age()))
-        });
+        let ended = state
+            .running
+            .as_ref()
+            .and_then(|running| running.status().map(|status| (status, running.age())));
         if let Some((status, age)) = ended {
             state.running = None;
             let text = child::describe(status);
@@ -457,8 +475,7 @@ impl Host {
             return false;
         }
         let backoff = CRASH_BACKOFF * 2_u32.pow(state.crashes.clamp(1, 7) - 1);
-        let due = *start_at
-            .get_or_insert_with(|| Instant::now() + backoff.min(CRASH_BACKOFF_MAX));
+        let due = *start_at.get_or_insert_with(|| Instant::now() + backoff.min(CRASH_BACKOFF_MAX));
         drop(state);
         if Instant::now() >= due {
             *start_at = None;
@@ -478,9 +495,8 @@ fn package_status(serving: &Serving) -> Value {
 }
 
 fn read_settings(config: &Config) -> Result<(Settings, Settings), AppError> {
-    let environment = std::env::vars_os().filter_map(|(name, value)| {
-        Some((name.into_string().ok()?, value.into_string().ok()?))
-    });
+    let environment = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let in_file = match &config.settings {
         Some(path) => Settings::of_file(path)?,
         None => Settings::default(),
@@ -519,11 +535,7 @@ fn command_environment(config: &Config, plan: &Plan) -> Vec<(OsString, OsString)
     environment::of_command(std::env::vars_os(), &config.home, &plan.resolved, &plan.in_file)
 }
 
-fn open_package(
-    config: &Config,
-    store: &Store,
-    stored: &Stored,
-) -> Result<Arc<Package>, AppError> {
+fn open_package(config: &Config, store: &Store, stored: &Stored) -> Result<Arc<Package>, AppError> {
     let file = store.open_package(&stored.sha256)?;
     let source = Arc::new(VolumeSource::new(file)?);
     let package = Package::open(source, &config.policy.limits);
@@ -573,10 +585,6 @@ impl Watched {
 impl Fingerprint {
     fn of(path: &Path) -> Option<Self> {
         let data = std::fs::metadata(path).ok()?;
-        Some(Self {
-            size: data.len(),
-            changed: (data.mtime(), data.mtime_nsec()),
-            ino: data.ino(),
-        })
+        Some(Self { size: data.len(), changed: (data.mtime(), data.mtime_nsec()), ino: data.ino() })
     }
 }

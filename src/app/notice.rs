@@ -1,6 +1,6 @@
 //! What wwwroot shows when there is no package: one file that says why.
 
-use crate::package::crc32;
+use crate::sys::inflate::crc32;
 
 /// The name that Azure gives it.
 pub const NAME: &str = "FAILED TO INITIALIZE RUN FROM PACKAGE.txt";
@@ -16,7 +16,7 @@ pub fn package(text: &str) -> Vec<u8> {
     common.extend(20_u16.to_le_bytes());
     common.extend([0; 4]);
     common.extend([0, 0, 0x21, 0]);
-    common.extend(crc32(content).to_le_bytes());
+    common.extend(crc32(0, content).to_le_bytes());
     common.extend(length.to_le_bytes());
     common.extend(length.to_le_bytes());
     common.extend((NAME.len() as u16).to_le_bytes());

@@ -1,4 +1,4 @@
-//! `atrest app`, and the commands of `atrest package` that are about its store.
+//! `atrest app`, and the commands of `atrest package` that are about an app's store.
 
 use std::ffi::OsString;
 use std::io::IsTerminal as _;
@@ -337,8 +337,9 @@ fn progress_bar() -> ProgressBar {
 fn failure_of(error: &AppError) -> Failure {
     let message = chain(error);
     match error {
-        AppError::Settings(_) => Failure::new(Exit::SettingsMalformed, message)
-            .hint("Settings are one JSON object, the list that Azure exports, or NAME=VALUE lines."),
+        AppError::Settings(_) => Failure::new(Exit::SettingsMalformed, message).hint(
+            "Settings are one JSON object, the list that Azure exports, or NAME=VALUE lines.",
+        ),
         AppError::Setting { .. } => Failure::new(Exit::SettingRefused, message),
         AppError::Reference { .. } => Failure::new(Exit::ReferenceUnresolved, message),
         AppError::Download(DownloadError::WrongKind { .. } | DownloadError::Empty { .. })
@@ -435,12 +436,8 @@ fn with_store<R>(
     work: impl FnOnce(&Store) -> Result<R, Failure>,
 ) -> Result<R, Failure> {
     let path = place::volume(&home.store())?;
-    let how = open::How {
-        command: "package",
-        mountpoint: None,
-        read_only: false,
-        allow_rollback: false,
-    };
+    let how =
+        open::How { command: "package", mountpoint: None, read_only: false, allow_rollback: false };
     let opened = open::open(&path, &keys::provider_options(keys), how)?;
     let store = Store::open(opened.tree.clone(), KEPT);
     let result = store.map_err(|error| failure_of(&error.into())).and_then(|store| work(&store));

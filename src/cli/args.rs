@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::app::AppCommand;
+use super::package::PackageCommand;
 use super::vault::VaultCommand;
 
 /// Encryption at rest for Linux directories, with keys that you control.
@@ -62,6 +64,12 @@ pub enum Command {
     /// Try a key-encryption key before a volume depends on it
     #[command(subcommand)]
     Kek(KekCommand),
+    /// Serve a ZIP package as a read-only tree
+    #[command(subcommand)]
+    Package(PackageCommand),
+    /// Run an app from a package, as web hosts do
+    #[command(subcommand)]
+    App(AppCommand),
     /// Make, serve and manage a key vault of your own
     #[command(subcommand)]
     Vault(VaultCommand),

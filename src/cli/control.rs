@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::hint::chain;
 use super::open::{Place, Serving};
 use super::{place, status};
-use crate::daemon::{Answer, VolumeControl};
+use crate::daemon::{Answer, Served, VolumeControl};
 use crate::format::config::Config;
 use crate::fs::volume::{GatedTree, Refusal, recover};
 use crate::key::pin::Pin;
@@ -153,7 +153,7 @@ fn state_of(volume: &Volume, keys: &VolumeKeys) -> Value {
     })
 }
 
-impl VolumeControl for Control {
+impl Served for Control {
     fn status_json(&self) -> Value {
         let mut status = match &*self.serving.read() {
             Some(serving) => state_of(&serving.volume, &serving.keys),
@@ -171,6 +171,15 @@ impl VolumeControl for Control {
         synced.unwrap_or(Ok(()))
     }
 
+    fn close(&self) -> Result<(), String> {
+        let serving = self.serving.read();
+        let Some(serving) = &*serving else { return Ok(()) };
+        serving.volume.close().map_err(|error| chain(&error))?;
+        self.remember(serving)
+    }
+}
+
+impl VolumeControl for Control {
     fn replace_config(&self, bytes: &[u8]) -> Result<(), String> {
         let serving = self.serving.read();
         let Some(Serving { volume, keys }) = &*serving else {
@@ -257,12 +266,5 @@ impl VolumeControl for Control {
         serving.volume.start();
         *self.serving.write() = Some(serving);
         Answer::Granted
-    }
-
-    fn close(&self) -> Result<(), String> {
-        let serving = self.serving.read();
-        let Some(serving) = &*serving else { return Ok(()) };
-        serving.volume.close().map_err(|error| chain(&error))?;
-        self.remember(serving)
     }
 }

@@ -1,5 +1,6 @@
 //! Command line: what was typed, what it means, what is printed, exit codes.
 
+mod app;
 pub mod args;
 mod control;
 pub mod exit;
@@ -13,6 +14,7 @@ mod lock;
 mod mount;
 mod open;
 mod options;
+mod package;
 mod place;
 mod salvage;
 mod status;
@@ -52,7 +54,9 @@ fn execute(command: &Command) -> Result<u8, Failure> {
         Command::Fsck(arguments) => return fsck::run(arguments),
         Command::Key(command) => keys::run(command)?,
         Command::Kek(command) => kek::run(command)?,
+        Command::App(command) => return app::run(command),
         Command::Vault(command) => vault::run(command)?,
+        Command::Package(command) => return package::run(command),
     }
     Ok(0)
 }

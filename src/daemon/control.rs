@@ -33,8 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Connections at a time.
 const CLIENTS_MAX: usize = 8;
 
-/// What the daemon asks of the volume that it serves.
-pub trait VolumeControl: Send + Sync {
+/// What the daemon asks of whatever it serves.
+pub trait Served: Send + Sync {
     /// State for `atrest status --json`: an object.
     fn status_json(&self) -> Value;
     /// Returns when everything handed over so far is durable.
@@ -42,6 +42,23 @@ pub trait VolumeControl: Send + Sync {
     /// # Errors
     /// What could not be made durable, in words.
     fn sync(&self) -> Result<(), String>;
+    /// Makes everything durable, and lets go of what it has: keys, locks, files.
+    ///
+    /// # Errors
+    /// What was lost, in words.
+    fn close(&self) -> Result<(), String>;
+    /// Goes back to the package before the one that is served, or takes that back.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    fn roll_back(&self, undo: bool) -> Result<(), String> {
+        let _ = undo;
+        Err("no app runs here".to_owned())
+    }
+}
+
+/// What the daemon asks of a volume besides: its keys.
+pub trait VolumeControl: Served {
     /// Takes a new configuration over, after verifying it.
     ///
     /// # Errors
@@ -63,19 +80,6 @@ pub trait VolumeControl: Send + Sync {
     /// Opens the volume again after [`VolumeControl::lock`], if its key is granted. A passphrase is
     /// read from the file.
     fn reopen(&self, passphrase_file: Option<&Path>) -> Answer;
-    /// Goes back to the package before the one that is served, or takes that back.
-    ///
-    /// # Errors
-    /// Why not, in words.
-    fn roll_back(&self, undo: bool) -> Result<(), String> {
-        let _ = undo;
-        Err("no package is served from this volume".to_owned())
-    }
-    /// Makes everything durable, wipes keys and releases the volume's lock.
-    ///
-    /// # Errors
-    /// What was lost, in words.
-    fn close(&self) -> Result<(), String>;
 }
 
 /// What can be locked by hand.
@@ -101,11 +105,11 @@ enum Request {
 
 /// What answers requests.
 pub(super) struct Handler {
-    pub(super) volume: Arc<dyn VolumeControl>,
-    /// Adds what the daemon knows to the volume's status.
+    pub(super) served: Arc<dyn Served>,
+    /// Adds what the daemon knows to its status.
     pub(super) status: Box<dyn Fn(Value) -> Value + Send + Sync>,
-    /// Locks and unlocks.
-    pub(super) lease: Arc<dyn Lockable>,
+    /// What a volume has besides, and what locks and unlocks it.
+    pub(super) keyed: Option<(Arc<dyn VolumeControl>, Arc<dyn Lockable>)>,
     /// Unmounts, or says why not.
     pub(super) unmount: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
 }
@@ -200,17 +204,22 @@ fn reply(line: &[u8], handler: &Handler) -> Value {
         Ok(request) => request,
         Err(error) => return refusal(&format!("the request is not understood: {error}")),
     };
-    let result = match request {
-        Request::Status => {
-            let status = (handler.status)(handler.volume.status_json());
+    let result = match (request, &handler.keyed) {
+        (Request::Status, _) => {
+            let status = (handler.status)(handler.served.status_json());
             return json!({ "ok": true, "status": status });
         }
-        Request::Sync => handler.volume.sync(),
-        Request::Unmount => (handler.unmount)(),
-        Request::Lock => handler.lease.lock(),
-        Request::Unlock { passphrase_file } => handler.lease.unlock(passphrase_file.as_deref()),
-        Request::RollBack { undo } => handler.volume.roll_back(undo),
-        Request::ReplaceConfig { config } => handler.volume.replace_config(config.as_bytes()),
+        (Request::Sync, _) => handler.served.sync(),
+        (Request::Unmount, _) => (handler.unmount)(),
+        (Request::RollBack { undo }, _) => handler.served.roll_back(undo),
+        (_, None) => Err("what is mounted here has no key of its own".to_owned()),
+        (Request::Lock, Some((_, lease))) => lease.lock(),
+        (Request::Unlock { passphrase_file }, Some((_, lease))) => {
+            lease.unlock(passphrase_file.as_deref())
+        }
+        (Request::ReplaceConfig { config }, Some((volume, _))) => {
+            volume.replace_config(config.as_bytes())
+        }
     };
     match result {
         Ok(()) => json!({ "ok": true }),
@@ -251,7 +260,7 @@ mod tests {
 
     struct Fake;
 
-    impl VolumeControl for Fake {
+    impl Served for Fake {
         fn status_json(&self) -> Value {
             json!({ "sequence": 7 })
         }
@@ -260,6 +269,12 @@ mod tests {
             Err("the disk is gone".to_owned())
         }
 
+        fn close(&self) -> Result<(), String> {
+            Ok(())
+        }
+    }
+
+    impl VolumeControl for Fake {
         fn replace_config(&self, bytes: &[u8]) -> Result<(), String> {
             if bytes == b"new" { Ok(()) } else { Err("refused".to_owned()) }
         }
@@ -281,10 +296,6 @@ mod tests {
         fn reopen(&self, _: Option<&Path>) -> Answer {
             Answer::Granted
         }
-
-        fn close(&self) -> Result<(), String> {
-            Ok(())
-        }
     }
 
     impl Lockable for Fake {
@@ -297,15 +308,15 @@ mod tests {
         }
     }
 
-    fn server(directory: &Path) -> (Server, PathBuf) {
+    fn server(directory: &Path, keyed: bool) -> (Server, PathBuf) {
         let path = directory.join("run/x.sock");
         let handler = Handler {
-            volume: Arc::new(Fake),
+            served: Arc::new(Fake),
             status: Box::new(|mut status| {
                 status["pid"] = json!(1);
                 status
             }),
-            lease: Arc::new(Fake),
+            keyed: keyed.then(|| (Arc::new(Fake) as _, Arc::new(Fake) as _)),
             unmount: Box::new(|| Err("busy".to_owned())),
         };
         (Server::start(&path, handler).unwrap(), path)
@@ -315,7 +326,7 @@ mod tests {
     #[test]
     fn answers() {
         let directory = tempfile::tempdir().unwrap();
-        let (server, path) = server(directory.path());
+        let (server, path) = server(directory.path(), true);
         let ask = |request| super::ask(&path, &request, PATIENCE);
         let status = ask(json!({ "op": "status" })).unwrap();
         assert_eq!(status["status"], json!({ "sequence": 7, "pid": 1 }));
@@ -331,11 +342,23 @@ mod tests {
         assert!(!path.exists());
     }
 
+    /// What has no key is not locked, and says so.
+    #[test]
+    fn without_keys() {
+        let directory = tempfile::tempdir().unwrap();
+        let (_server, path) = server(directory.path(), false);
+        super::ask(&path, &json!({ "op": "status" }), PATIENCE).unwrap();
+        for request in ["lock", "unlock"] {
+            let refused = super::ask(&path, &json!({ "op": request }), PATIENCE).unwrap_err();
+            assert_eq!(refused.to_string(), "what is mounted here has no key of its own");
+        }
+    }
+
     /// Malformed, unknown and oversized requests are refused with a reason, and the server goes on.
     #[test]
     fn refuses_what_it_does_not_understand() {
         let directory = tempfile::tempdir().unwrap();
-        let (_server, path) = server(directory.path());
+        let (_server, path) = server(directory.path(), true);
         let long = "x".repeat(REQUEST_BYTES_MAX as usize + 1);
         let cases =
             ["", "{}", "[1", "{\"op\":\"x\"}", "{\"op\":\"sync\",\"more\":1}", "\u{0}", &long];

@@ -23,7 +23,7 @@ use crate::sys::process::{self, Side, Signals};
 
 pub use crate::fuse::{AllowOther, Caches, MountError, Options};
 pub use crate::lease::{Answer, OnOutage, Policy};
-pub use control::{VolumeControl, ask};
+pub use control::{Served, VolumeControl, ask};
 use lease::Driver;
 
 /// What a [`Companion`] is told of.
@@ -135,16 +135,17 @@ pub fn notify_service_manager(state: &str) {
 pub struct Service {
     /// The filesystem.
     pub tree: Arc<dyn Tree>,
-    /// The volume below it.
-    pub volume: Arc<dyn VolumeControl>,
-    /// The volume's id, in hex.
-    pub volume_id: String,
+    /// What is below it.
+    pub served: Arc<dyn Served>,
+    /// That again if it is a volume, and for how long its key is good without being asked for
+    /// again.
+    pub keyed: Option<(Arc<dyn VolumeControl>, Policy)>,
+    /// The name of its control socket: a volume's id in hex, or [`paths::mount_id`].
+    pub id: String,
     /// Where to mount: a canonical path.
     pub mountpoint: PathBuf,
     /// How to mount.
     pub options: Options,
-    /// For how long the key is good without being asked for again.
-    pub lease: Policy,
     /// What lives with the mount, if anything does.
     pub companion: Option<Arc<dyn Companion>>,
 }
@@ -178,12 +179,12 @@ pub fn harden() {
 /// # Errors
 /// See [`Error`]. The volume is closed on every path.
 pub fn serve(service: Service, readiness: Readiness) -> Result<(), Error> {
-    let volume = service.volume.clone();
+    let below = service.served.clone();
     let served = serve_until_unmounted(service, readiness);
     notify_service_manager("STOPPING=1");
-    let closed = volume.close();
+    let closed = below.close();
     if let Err(error) = &closed {
-        log::error!("the volume was not closed properly: {error}");
+        log::error!("it was not closed properly: {error}");
     } else {
         log::info!("closed");
     }
@@ -191,7 +192,7 @@ pub fn serve(service: Service, readiness: Readiness) -> Result<(), Error> {
 }
 
 fn serve_until_unmounted(service: Service, readiness: Readiness) -> Result<(), Error> {
-    let Service { tree, volume, volume_id, mountpoint, options, lease, companion } = service;
+    let Service { tree, served, keyed, id, mountpoint, options, companion } = service;
     let failed = |attempt| move |source| Error::Process { attempt, source };
     let mut caught = vec![Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
     if companion.is_some() {
@@ -201,11 +202,19 @@ fn serve_until_unmounted(service: Service, readiness: Readiness) -> Result<(), E
     let session = Session::mount(tree, &mountpoint, &options)?;
     log::info!("mounted {} at {}", options.source.display(), mountpoint.display());
 
-    let driver = Driver::new(lease, volume.clone(), session.caches().clone());
-    let _control = start_control(volume, driver.clone(), &volume_id, &mountpoint, &options);
-    let checks = driver.clone();
-    let checker = std::thread::Builder::new().name("atrest-lease".to_owned());
-    let checker = checker.spawn(move || checks.run()).map_err(failed("start a thread"))?;
+    let keyed = keyed.map(|(volume, policy)| {
+        let driver = Driver::new(policy, volume.clone(), session.caches().clone());
+        (volume, driver)
+    });
+    let _control = start_control(served, keyed.clone(), &id, &mountpoint, &options);
+    let driver = keyed.map(|(_, driver)| driver);
+    let checker = match driver.clone() {
+        Some(driver) => {
+            let thread = std::thread::Builder::new().name("atrest-lease".to_owned());
+            Some(thread.spawn(move || driver.run()).map_err(failed("start a thread"))?)
+        }
+        None => None,
+    };
     let (place, told) = (mountpoint.clone(), companion.clone());
     let watch = std::thread::Builder::new().name("atrest-signals".to_owned());
     let watched = watch.spawn(move || {
@@ -245,35 +254,40 @@ fn serve_until_unmounted(service: Service, readiness: Readiness) -> Result<(), E
     probed.map_err(failed("start a thread"))?;
     let served = session.run().map_err(Error::Session);
     companion.iter().for_each(|companion| companion.stop());
-    driver.stop();
-    // A check waits for an answer at most; what it does then must not meet the closing.
-    let _ = checker.join();
+    if let (Some(driver), Some(checker)) = (driver, checker) {
+        driver.stop();
+        // A check waits for an answer at most; what it does then must not meet the closing.
+        let _ = checker.join();
+    }
     served
 }
 
 /// The control socket is a convenience: a mount without it serves as well.
 fn start_control(
-    volume: Arc<dyn VolumeControl>,
-    lease: Arc<Driver>,
-    volume_id: &str,
+    served: Arc<dyn Served>,
+    keyed: Option<(Arc<dyn VolumeControl>, Arc<Driver>)>,
+    id: &str,
     mountpoint: &Path,
     options: &Options,
 ) -> Option<control::Server> {
     let place = mountpoint.to_owned();
-    let known = json!({
-        "volume": options.source.to_string_lossy(),
-        "volume_id": volume_id,
+    let mut known = json!({
         "mounted": true,
         "mountpoint": mountpoint.to_string_lossy(),
         "read_only": options.read_only,
         "since": jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         "pid": std::process::id(),
     });
-    let state = lease.clone();
+    if keyed.is_some() {
+        let of_volume = json!({ "volume": options.source.to_string_lossy(), "volume_id": id });
+        known = merge(of_volume, known);
+    }
+    let state = keyed.as_ref().map(|(_, lease)| lease.clone());
+    let lease = move || state.as_ref().map_or(json!({}), |lease| lease.status());
     let handler = control::Handler {
-        volume,
-        status: Box::new(move |status| merge(merge(known.clone(), status), state.status())),
-        lease,
+        served,
+        status: Box::new(move |status| merge(merge(known.clone(), status), lease())),
+        keyed: keyed.map(|(volume, lease)| (volume, lease as _)),
         unmount: Box::new(move || {
             mount::unmount(&place, false).map_err(|error| match error.raw_os_error() {
                 Some(libc::EBUSY) => busy_text(&place),
@@ -281,8 +295,7 @@ fn start_control(
             })
         }),
     };
-    let started =
-        paths::control_socket(volume_id).and_then(|path| control::Server::start(&path, handler));
+    let started = paths::control_socket(id).and_then(|path| control::Server::start(&path, handler));
     started.inspect_err(|error| log::warn!("no control socket: {error}")).ok()
 }
 

@@ -134,6 +134,15 @@ fn root_names(tree: &dyn Tree) -> Result<Vec<Vec<u8>>, Error> {
 }
 
 impl Tree for SwapTree {
+    /// What an inode is never changes, though the root leads elsewhere.
+    fn is_image(&self) -> bool {
+        true
+    }
+
+    fn read_is_long(&self, ino: Ino, offset: u64) -> bool {
+        self.find(ino).is_ok_and(|(tree, _, inner)| tree.read_is_long(inner, offset))
+    }
+
     fn keeps_names(&self, parent: Ino) -> bool {
         parent != ROOT || self.0.read().settled
     }

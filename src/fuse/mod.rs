@@ -44,6 +44,8 @@ pub use session::{AllowOther, MountError, Options, Session};
 /// How long the kernel may keep names, attributes and the absence of names. It is the only one that
 /// changes them, so any time is right; an hour bounds what a defect could do.
 const TTL: Duration = Duration::from_secs(3600);
+/// The same of what nobody changes ([`crate::fs::Tree::is_image`]): a year.
+const TTL_OF_IMAGE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Inode numbers are never reused, so one generation does.
 const GENERATION: Generation = Generation(0);
 /// Largest WRITE, READ and readahead request, in bytes.
@@ -80,13 +82,16 @@ struct Shared {
     writeback: Arc<OnceLock<Writeback>>,
     /// Whether reading sets access times: neither `noatime` nor read-only.
     access_times: bool,
+    /// See [`Tree::is_image`].
+    is_image: bool,
 }
 
 impl Adapter {
     fn new(tree: Arc<dyn Tree>, writeback: Arc<OnceLock<Writeback>>, options: &Options) -> Self {
         let access_times = options.atime && !options.read_only;
         let (lookups, writers) = (Counts::new(), Counts::new());
-        let shared = Shared { tree, lookups, writers, writeback, access_times };
+        let is_image = tree.is_image();
+        let shared = Shared { tree, lookups, writers, writeback, access_times, is_image };
         // One may wait for the disk while another serves.
         let several_loops = options.threads > 1;
         Self { shared: Arc::new(shared), workers: Workers::new(), several_loops }
@@ -116,10 +121,15 @@ impl Adapter {
         &*self.shared.tree
     }
 
+    /// How long the kernel may keep what it is told.
+    fn ttl(&self) -> &'static Duration {
+        if self.shared.is_image { &TTL_OF_IMAGE } else { &TTL }
+    }
+
     /// Replies with an entry, which the kernel then holds a reference to. It is counted first: the
     /// FORGET may be read before this returns.
     fn reply_entry(&self, reply: ReplyEntry, result: Result<Attr, Errno>) {
-        self.reply_entry_for(TTL, reply, result);
+        self.reply_entry_for(*self.ttl(), reply, result);
     }
 
     fn reply_entry_for(&self, ttl: Duration, reply: ReplyEntry, result: Result<Attr, Errno>) {
@@ -134,8 +144,8 @@ impl Adapter {
 
     /// How long the kernel may keep names of `parent`. Ask before looking them up: what is found
     /// after the answer has changed is then not kept.
-    fn ttl(&self, parent: Ino) -> Duration {
-        if self.tree().keeps_names(parent) { TTL } else { Duration::ZERO }
+    fn names_ttl(&self, parent: Ino) -> Duration {
+        if self.tree().keeps_names(parent) { *self.ttl() } else { Duration::ZERO }
     }
 
     fn forget_n(&self, ino: Ino, n: u64) {
@@ -184,6 +194,18 @@ impl Adapter {
         if let (Ok(true), Some(kernel)) = (is_new, self.shared.writeback.get()) {
             kernel.forget_attributes(ino.0);
         }
+    }
+
+    /// Answers a READ that takes long.
+    fn read_on_worker(&self, ino: INodeNo, offset: u64, size: u32, reply: ReplyData) {
+        let read = move |shared: &Shared| {
+            let mut buffer = Vec::new();
+            shared.tree.read(ino.0, offset, size as usize, &mut buffer).map(|()| buffer)
+        };
+        self.on_worker("read", ino, read, |result| match result {
+            Ok(buffer) => reply.data(&buffer),
+            Err(errno) => reply.error(errno),
+        });
     }
 
     /// Runs `work` on a worker thread and hands its result to `reply`.
@@ -287,7 +309,7 @@ impl Filesystem for Adapter {
             Err(Error::NotFound) => Ok(None),
             result => result.map(Some),
         };
-        let ttl = self.ttl(parent.0);
+        let ttl = self.names_ttl(parent.0);
         match attempt("lookup", parent, found).transpose() {
             Some(result) => self.reply_entry_for(ttl, reply, result),
             None => reply.entry(&ttl, &attr::bare_attr(0, Kind::File), GENERATION),
@@ -300,7 +322,7 @@ impl Filesystem for Adapter {
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         match attempt("getattr", ino, || self.tree().getattr(ino.0)) {
-            Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
+            Ok(attr) => reply.attr(self.ttl(), &file_attr(&attr)),
             Err(errno) => reply.error(errno),
         }
     }
@@ -434,7 +456,11 @@ impl Filesystem for Adapter {
         self.reply_entry(reply, made);
     }
 
+    /// Refused once for an image: the kernel then opens every file without asking, and caches it.
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if self.shared.is_image {
+            return reply.error(Errno::ENOSYS);
+        }
         let truncate = flags.0 & libc::O_TRUNC != 0;
         let kill_suid = truncate && truncation_kills_suid(request);
         match attempt("open", ino, || self.tree().open(ino.0, truncate, kill_suid)) {
@@ -461,6 +487,9 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         self.accessed(ino, flags.0);
+        if self.tree().read_is_long(ino.0, offset) {
+            return self.read_on_worker(ino, offset, size, reply);
+        }
         READ_BUFFER.with_borrow_mut(|buffer| {
             match attempt("read", ino, || self.tree().read(ino.0, offset, size as usize, buffer)) {
                 Ok(()) => reply.data(buffer),
@@ -565,7 +594,7 @@ impl Filesystem for Adapter {
     ) {
         self.accessed(ino, 0);
         let (mut filled, mut left_over) = (false, None);
-        let ttl = self.ttl(ino.0);
+        let ttl = self.names_ttl(ino.0);
         let fill = || {
             self.tree().readdir(ino.0, offset, true, &mut |entry| {
                 let full = self.add_plus(ttl, &mut reply, entry);
@@ -627,7 +656,11 @@ impl Filesystem for Adapter {
         reply_empty(reply, attempt("setxattr", ino, set));
     }
 
+    /// Refused once for an image: the kernel then answers for it.
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if self.shared.is_image {
+            return reply.error(Errno::ENOSYS);
+        }
         let name = name.as_bytes();
         let value = attempt("getxattr", ino, || self.tree().getxattr(ino.0, name));
         reply_xattr(reply, size, value);
@@ -636,6 +669,9 @@ impl Filesystem for Adapter {
     /// Names of `trusted.` attributes are for root to see (xattr(7)). Whether the caller has
     /// CAP_SYS_ADMIN, which is the kernel's question, a request does not say.
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        if self.shared.is_image {
+            return reply.error(Errno::ENOSYS);
+        }
         let mut names = attempt("listxattr", ino, || self.tree().listxattr(ino.0));
         if let (Ok(names), true) = (&mut names, request.uid() != 0) {
             *names = without_trusted(names);

@@ -15,11 +15,18 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("manual", &[]),
     ("defect", &[]),
     ("lease", &[]),
-    ("cli", &["daemon", "fs", "volume", "vault", "key", "storage", "format", "crypto", "sys"]),
+    (
+        "cli",
+        &[
+            "daemon", "fs", "volume", "package", "vault", "key", "storage", "format", "crypto",
+            "sys",
+        ],
+    ),
     ("daemon", &["fuse", "fs", "volume", "sys", "key", "storage", "format", "lease", "crypto"]),
     ("fuse", &["fs", "sys"]),
-    ("fs", &["volume", "format"]),
+    ("fs", &["volume", "package", "format"]),
     ("volume", &["defect", "epoch", "tree", "space", "key", "format", "crypto", "storage", "sys"]),
+    ("package", &["format", "crypto", "storage", "sys"]),
     ("vault", &["key", "format", "crypto", "storage", "sys"]),
     ("epoch", &["defect", "tree", "space", "key", "format", "crypto", "storage", "sys"]),
     ("tree", &["format"]),
@@ -32,7 +39,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("sys", &[]),
 ];
 /// Who may name `std::fs`: the road to the disk, and those whose files are not a volume's.
-const FILE_USERS: &[&str] = &["storage", "sys", "cli", "key", "daemon", "vault"];
+const FILE_USERS: &[&str] = &["storage", "sys", "cli", "key", "daemon", "vault", "package"];
 const COLUMNS_MAX: usize = 100;
 const FUNCTION_LINES_MAX: usize = 70;
 /// Functions that are longer because they are one flat list: `("src/...rs", "name")`.
