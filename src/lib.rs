@@ -10,6 +10,7 @@
 //! ```text
 //! main -> cli -> daemon -> fuse -> fs -> { volume, package }
 //!     -> { epoch, tree, space, key } -> { format, crypto, storage } -> sys
+//! cli -> app -> { daemon, fs, package, key, sys }
 //! cli -> vault -> { key, format, crypto, storage, sys }
 //! ```
 //!

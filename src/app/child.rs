@@ -132,6 +132,14 @@ mod tests {
         std::thread::sleep(Duration::from_millis(200));
         running.stop(Duration::from_millis(300));
         assert_eq!(describe(running.status().expect("it ended")), "was killed by SIGKILL");
-        assert!(killpg(running.pid, None).is_err(), "nobody of the group is left");
+        let left = std::fs::read_dir("/proc").expect("/proc").filter(|entry| {
+            let stat = entry.as_ref().expect("an entry").path().join("stat");
+            let stat = std::fs::read_to_string(stat).unwrap_or_default();
+            // `PID (NAME) STATE PARENT GROUP …`; Z is one that nobody has waited for.
+            let fields = stat.rsplit(')').next().unwrap_or_default();
+            let fields: Vec<_> = fields.split_whitespace().collect();
+            fields.get(2) == Some(&running.pid.to_string().as_str()) && fields[0] != "Z"
+        });
+        assert_eq!(left.count(), 0, "nobody of the group is left");
     }
 }

@@ -217,7 +217,7 @@ impl Job<'_> {
     }
 }
 
-/// The SHA-256 of a package and how many members it has, if it is what it must be.
+/// The SHA-256 of a package and how many members it has (the root is none), if it is what it must be.
 fn verify_package(
     file: Arc<File>,
     policy: &Policy,
@@ -236,7 +236,7 @@ fn verify_package(
         let first = failed.first().map(|failed| chain(failed)).unwrap_or_default();
         format!("{count} of its members are damaged, as {first}")
     })?;
-    Ok((sha256, opened.index().len() as u64))
+    Ok((sha256, opened.index().len() as u64 - 1))
 }
 
 /// An error and what caused it, on one line.

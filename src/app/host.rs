@@ -23,10 +23,10 @@ use super::reference::{Resolution, Vaults, resolve};
 use super::settings::Settings;
 use super::store::{Store, StoreError, Stored};
 use super::{environment, notice, wanted};
+use crate::daemon::Caches;
 use crate::fs::package::PackageTree;
 use crate::fs::swap::SwapTree;
 use crate::fs::{Ino, Tree};
-use crate::fuse::Caches;
 use crate::package::{Limits, Package};
 
 /// The SHA-256 that the package must have, if it is set.
@@ -260,7 +260,7 @@ impl Host {
             .running
             .as_ref()
             .map(|running| json!({ "pid": running.pid(), "seconds": running.age().as_secs() }));
-        let package = state.serving.as_ref().map(|serving| package_status(serving));
+        let package = state.serving.as_ref().map(package_status);
         let caches = state.serving.as_ref().map(|serving| {
             let found = serving.package.statistics();
             json!({

@@ -121,7 +121,7 @@ fn get_secret_as(
 
 fn is_azure(host: &str) -> bool {
     let below = |domain: &&str| host.strip_suffix(*domain).is_some_and(|name| name.ends_with('.'));
-    AZURE_DOMAINS.iter().any(|domain| below(&domain))
+    AZURE_DOMAINS.iter().any(below)
 }
 
 impl AzureProvider {
