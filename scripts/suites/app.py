@@ -98,7 +98,8 @@ class Blobs:
         self.log = open(SCRATCH / f"azurite-{port}.log", "w")
         self.process = subprocess.Popen(
             command + (certificate if tls else []), stdout=self.log, stderr=self.log)
-        self.service = BlobServiceClient(self.url, credential=KEY)
+        self.service = BlobServiceClient(
+            self.url, credential={"account_name": ACCOUNT, "account_key": KEY})
         self.container = self.service.get_container_client("packages")
         self.port = port
 

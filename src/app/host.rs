@@ -385,12 +385,15 @@ impl Host {
                 log::warn!("{setting}: {}; it stays what it was", error.problem);
             }
         }
-        let failed = resolutions.iter().any(|resolution| resolution.outcome.is_err());
         let mut state = self.state.lock();
+        let old = state.serving.as_ref().map(|serving| &serving.resolved);
+        let same = old.is_some_and(|old| old.is_same(&resolved));
+        // One that led somewhere and leads to nothing now: the command would get it as it is.
+        let failed = resolutions.iter().any(|Resolution { setting, outcome, .. }| {
+            outcome.is_err() && old.is_some_and(|old| old.get(setting) != raw.get(setting))
+        });
         state.resolutions = resolutions;
-        let same = state.serving.as_ref().is_some_and(|old| old.resolved.is_same(&resolved));
         drop(state);
-        // A reference that leads to nothing now would be handed to the command as it is.
         if !same && !failed {
             log::info!("a reference leads to another version");
             self.reload();
