@@ -2,8 +2,10 @@
 //!
 //! A request asks for everything from where the last one ended (`Range`), and only if it is still
 //! the same file (`If-Match`); each is bounded in time, so that a connection that has come to a
-//! standstill is noticed, and the next goes on. A server that knows no ranges, or does not name what
-//! it gives (a strong `ETag`), is read in one request. What comes is looked at before it is kept: an
+//! standstill is noticed, and the next goes on. A server that knows no ranges, or does not name
+//! what
+//! it gives (a strong `ETag`), is read in one request. What comes is looked at before it is kept:
+//! an
 //! archive of another kind is refused by its first bytes.
 //!
 //! The query of a URL is a secret (a shared access signature): it is sent, and never shown.

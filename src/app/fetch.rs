@@ -217,7 +217,8 @@ impl Job<'_> {
     }
 }
 
-/// The SHA-256 of a package and how many members it has (the root is none), if it is what it must be.
+/// The SHA-256 of a package and how many members it has (the root is none), if it is what it must
+/// be.
 fn verify_package(
     file: Arc<File>,
     policy: &Policy,

@@ -1,7 +1,8 @@
 //! The host of one app: what is served, what runs, and what happens when something changes.
 //!
 //! One thread decides ([`Host::run`]). It is told of nothing: it looks, every second, at the
-//! settings file and at `packagename.txt` (HOME may be on a network share, which announces nothing),
+//! settings file and at `packagename.txt` (HOME may be on a network share, which announces
+//! nothing),
 //! at the command, and at what was asked for by a client. Whatever goes wrong while an app runs is
 //! said and shown, and the app goes on with what it has.
 

@@ -1,7 +1,8 @@
 //! Key Vault references: settings whose value is in a vault.
 //!
 //! `@Microsoft.KeyVault(SecretUri=https://VAULT/secrets/NAME[/VERSION])`, or
-//! `@Microsoft.KeyVault(VaultName=NAME;SecretName=NAME[;SecretVersion=VERSION])`. The first word and
+//! `@Microsoft.KeyVault(VaultName=NAME;SecretName=NAME[;SecretVersion=VERSION])`. The first word
+//! and
 //! the names of the parts may be in any case, as Azure has it. What begins like a reference and is
 //! none is an error of that setting, never a value.
 

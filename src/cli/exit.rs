@@ -100,7 +100,8 @@ pub enum Exit {
     SettingRefused = 71,
     /// `app run`: the package's setting is a reference to a secret that cannot be had.
     ReferenceUnresolved = 72,
-    /// `app run`: the package is not there, or cannot be downloaded; `package rollback`: there is none.
+    /// `app run`: the package is not there, or cannot be downloaded; `package rollback`: there is
+    /// none.
     PackageUnavailable = 73,
     /// `app run`: the server does not give the package to whoever has this URL.
     PackageDenied = 74,
