@@ -428,7 +428,12 @@ impl Download<'_> {
 
     /// Whether a part is the one that was asked for; `None` if it is.
     fn check_range(&mut self, stream: &Stream) -> Result<Option<Step>, DownloadError> {
-        let found = stream.header("content-range").and_then(parse_range);
+        let found = stream.header("content-range");
+        // A part of nothing, which there is no proper way to say.
+        if self.done == 0 && found.is_some_and(|range| range.trim().ends_with("/0")) {
+            return Err(DownloadError::Empty { source_url: self.url() });
+        }
+        let found = found.and_then(parse_range);
         let Some((first, total)) = found.filter(|(first, _)| *first == self.done) else {
             let problem = "the server answers with another part than was asked for".to_owned();
             return Ok(Some(Step::Broken(problem, None)));
