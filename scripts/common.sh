@@ -29,7 +29,7 @@ declare -A PACKAGES=(
   [stress-ng]=stress-ng [pg_ctlcluster]=postgresql [ip]=iproute2 [curl]=curl [openssl]=openssl
   [npm]=npm [nginx]=nginx [chromium]=chromium [python3-venv]=python3-venv [systemd-creds]=systemd
   [softhsm2-util]=softhsm2 [pkcs11-tool]=opensc [certutil]=libnss3-tools [swtpm]=swtpm
-  [tpm2_pcrread]=tpm2-tools [pkg-config]=pkg-config
+  [unzip]=unzip [zip]=zip [minisign]=minisign [tpm2_pcrread]=tpm2-tools [pkg-config]=pkg-config
 )
 # Library, as pkg-config knows it, that all features need to build -> Debian package that has it.
 declare -A LIBRARIES=([tss2-esys]=libtss2-dev)

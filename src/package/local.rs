@@ -55,7 +55,7 @@ fn check(header: &[u8], data: &Data) -> Result<(), &'static str> {
     let is_described = data.described && local.flags & flag::DESCRIPTOR != 0;
     let is_open = |value: u64| value == 0 || value == u64::from(u32::MAX);
     let is_left_out = local.crc == 0 && is_open(local.compressed) && is_open(local.size);
-    if !is_same && !(is_described && is_left_out) {
+    if !(is_same || (is_described && is_left_out)) {
         return Err("has other sizes, or another CRC-32, than the central directory");
     }
     let extra = header.len() - LOCAL_BYTES - local.name.len();

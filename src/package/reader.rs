@@ -158,6 +158,10 @@ impl Reader {
             return self.read_whole(&data, buffer);
         }
         let member = self.member(id, &data)?;
+        // Not even what is in the cache: it may be what is wrong.
+        if let Some(damage) = &member.state.lock().damage {
+            return Err(damage.clone());
+        }
         if data.deflated {
             return self.read_blocks(&member, offset, length, buffer);
         }

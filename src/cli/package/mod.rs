@@ -1,5 +1,6 @@
 //! `atrest package`
 
+pub mod manifest;
 mod mount;
 mod verify;
 
@@ -84,14 +85,27 @@ pub struct VerifyArgs {
 #[derive(Args, Clone, Debug, Default)]
 pub struct ExpectedArgs {
     /// Refuse the package unless this is its SHA-256
-    #[arg(long, value_name = "HEX")]
+    #[arg(long, value_name = "HEX", conflicts_with = "manifest")]
     pub expect_sha256: Option<Digest>,
+    /// Refuse the package unless its SHA-256 is in this file, as sha256sum writes it, and that is
+    /// signed: FILE.minisig, by minisign
+    #[arg(long, value_name = "FILE", requires = "key")]
+    pub manifest: Option<PathBuf>,
+    /// Public key of who signs manifests
+    #[arg(long, value_name = "FILE", requires = "manifest")]
+    pub key: Option<PathBuf>,
 }
 
 impl ExpectedArgs {
     /// The digest that the package must have, if one is asked for.
-    fn digest(&self, _: &Path) -> Result<Option<Digest>, Failure> {
-        Ok(self.expect_sha256)
+    ///
+    /// # Errors
+    /// A manifest that says nothing of it, or that nobody vouches for.
+    pub fn digest(&self, package: &Path) -> Result<Option<Digest>, Failure> {
+        match (&self.manifest, &self.key) {
+            (Some(manifest), Some(key)) => manifest::digest(manifest, key, package).map(Some),
+            _ => Ok(self.expect_sha256),
+        }
     }
 }
 

@@ -71,7 +71,7 @@ struct Opened {
 fn prepare(arguments: &MountArgs, path: &Path) -> Result<Opened, Failure> {
     let source = source(path)?;
     let progress = Progress::default();
-    let expected = arguments.expected.digest(path)?;
+    let expected = arguments.expected.digest(&arguments.package)?;
     let found = match expected {
         Some(_) => Some(
             digest(&*source, &progress)
