@@ -27,9 +27,9 @@ declare -A PACKAGES=(
   [mkfs.xfs]=xfsprogs [python3]=python3 [cc]=build-essential [tar]=tar [xz]=xz-utils
   [losetup]=mount [findmnt]=util-linux [xxd]=xxd [cmake]=cmake
   [stress-ng]=stress-ng [pg_ctlcluster]=postgresql [ip]=iproute2 [curl]=curl [openssl]=openssl
-  [npm]=npm [python3-venv]=python3-venv [systemd-creds]=systemd
+  [npm]=npm [nginx]=nginx [chromium]=chromium [python3-venv]=python3-venv [systemd-creds]=systemd
   [softhsm2-util]=softhsm2 [pkcs11-tool]=opensc [certutil]=libnss3-tools [swtpm]=swtpm
-  [tpm2_pcrread]=tpm2-tools [pkg-config]=pkg-config
+  [unzip]=unzip [zip]=zip [minisign]=minisign [tpm2_pcrread]=tpm2-tools [pkg-config]=pkg-config
 )
 # Library, as pkg-config knows it, that all features need to build -> Debian package that has it.
 declare -A LIBRARIES=([tss2-esys]=libtss2-dev)

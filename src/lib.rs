@@ -8,14 +8,16 @@
 //! Dependencies point down, and `tests/tidy` enforces it:
 //!
 //! ```text
-//! main -> cli -> daemon -> fuse -> fs -> volume
+//! main -> cli -> daemon -> fuse -> fs -> { volume, package }
 //!     -> { epoch, tree, space, key } -> { format, crypto, storage } -> sys
 //! { cli, daemon, vault } -> audit -> { key, format, crypto }
+//! cli -> app -> { daemon, audit, fs, package, key, sys }
 //! cli -> vault -> { key, format, crypto, storage, sys }
 //! ```
 //!
 //! Start with [`manual::architecture`]; the bytes on disk are in [`manual::format`].
 
+pub mod app;
 pub mod audit;
 pub mod cli;
 pub mod crypto;
@@ -28,6 +30,7 @@ pub mod fuse;
 pub mod key;
 pub mod lease;
 pub mod manual;
+pub mod package;
 pub mod space;
 pub mod storage;
 pub mod sys;

@@ -16,6 +16,32 @@ enter_namespace() {
   exec unshare --net --mount "$0" "$MOUNT"
 }
 
+# The SDK for Python, as the lock says.
+VENV=$TOOLS/sdk-python
+install_python_sdk() {
+  local lock=$SUITES/sdk-python.lock
+  cmp -s "$lock" "$VENV/installed" && return
+  rm -rf "$VENV"
+  python3 -m venv "$VENV" || die "python3 -m venv failed: install the package python3-venv"
+  "$VENV/bin/pip" install --quiet --require-hashes --only-binary :all: -r "$lock" ||
+    die "the SDK could not be installed"
+  cp "$lock" "$VENV/installed"
+}
+
+# install_modules NAME DIRECTORY: what NAME.lock.json says, from npm, with the interpreter that it
+# wants: Debian's is older.
+install_modules() {
+  local lock=$SUITES/$1.lock.json
+  cmp -s "$lock" "$2/installed" && return
+  have npm || install_missing npm
+  have npm || die "npm is missing"
+  rm -rf "$2" && mkdir -p "$2"
+  cp "$SUITES/$1.package.json" "$2/package.json"
+  cp "$lock" "$2/package-lock.json"
+  (cd "$2" && npm ci --no-audit --no-fund --loglevel=error) || die "$1 could not be installed from npm"
+  cp "$lock" "$2/installed"
+}
+
 # A CA and a certificate for the names; loopback, the metadata address, /etc/hosts.
 make_network() {
   ip link set lo up

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::app::AppCommand;
+use super::package::PackageCommand;
 use super::vault::VaultCommand;
 use crate::daemon::metrics::Endpoint;
 
@@ -66,6 +68,12 @@ pub enum Command {
     /// Judge the record of what was done with a volume's keys
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// Serve a ZIP package as a read-only tree
+    #[command(subcommand)]
+    Package(PackageCommand),
+    /// Run an app from a package, as web hosts do
+    #[command(subcommand)]
+    App(AppCommand),
     /// Make, serve and manage a key vault of your own
     #[command(subcommand)]
     Vault(VaultCommand),

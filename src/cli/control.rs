@@ -13,7 +13,7 @@ use super::open::{Place, Serving};
 use super::{audit, place, status};
 use crate::audit::{Asker, Entry, Event};
 use crate::daemon::metrics::ProviderMeter;
-use crate::daemon::{Answer, Numbers, VolumeControl, VolumeNumbers};
+use crate::daemon::{Answer, Numbers, Served, VolumeControl, VolumeNumbers};
 use crate::format::config::Config;
 use crate::fs::volume::{GatedTree, Refusal, recover};
 use crate::key::pin::Pin;
@@ -273,7 +273,7 @@ fn numbers_of(volume: &Volume) -> VolumeNumbers {
     }
 }
 
-impl VolumeControl for Control {
+impl Served for Control {
     fn status_json(&self) -> Value {
         let mut status = match &*self.serving.read() {
             Some(serving) => state_of(&serving.volume, &serving.keys),
@@ -285,6 +285,22 @@ impl VolumeControl for Control {
         status
     }
 
+    fn sync(&self) -> Result<(), String> {
+        // What is locked is durable, or was reported.
+        let synced = self.with_volume(|volume| volume.sync().map_err(|error| chain(&error)));
+        synced.unwrap_or(Ok(()))
+    }
+
+    fn close(&self) -> Result<(), String> {
+        self.anchor(false);
+        let serving = self.serving.read();
+        let Some(serving) = &*serving else { return Ok(()) };
+        serving.volume.close().map_err(|error| chain(&error))?;
+        self.remember(serving)
+    }
+}
+
+impl VolumeControl for Control {
     fn numbers(&self) -> Numbers {
         let config = self.config.lock();
         let now = config.slot(self.slot).map(|slot| slot.kek.key_version.clone());
@@ -298,12 +314,6 @@ impl VolumeControl for Control {
         let serving = self.serving.read();
         let volume = serving.as_ref().map(|Serving { volume, .. }| numbers_of(volume));
         Numbers { volume, key_age, provider: self.provider.clone() }
-    }
-
-    fn sync(&self) -> Result<(), String> {
-        // What is locked is durable, or was reported.
-        let synced = self.with_volume(|volume| volume.sync().map_err(|error| chain(&error)));
-        synced.unwrap_or(Ok(()))
     }
 
     fn replace_config(&self, bytes: &[u8], by: &Asker) -> Result<(), String> {
@@ -379,13 +389,5 @@ impl VolumeControl for Control {
         serving.volume.start();
         *self.serving.write() = Some(serving);
         Answer::Granted
-    }
-
-    fn close(&self) -> Result<(), String> {
-        self.anchor(false);
-        let serving = self.serving.read();
-        let Some(serving) = &*serving else { return Ok(()) };
-        serving.volume.close().map_err(|error| chain(&error))?;
-        self.remember(serving)
     }
 }

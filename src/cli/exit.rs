@@ -93,6 +93,24 @@ pub enum Exit {
     AuditUnwritable = 60,
     /// `audit verify`: the log was changed, or something is missing.
     AuditTampered = 61,
+    /// A package is refused: it is no ZIP archive, is damaged, or breaks a rule of the manual.
+    PackageRefused = 62,
+    /// A package is not what a digest, a signature or its own CRC-32s say.
+    PackageMismatch = 63,
+
+    /// `app run`: the file of settings cannot be read or understood.
+    SettingsMalformed = 70,
+    /// `app run`: a setting says something that cannot be done.
+    SettingRefused = 71,
+    /// `app run`: the package's setting is a reference to a secret that cannot be had.
+    ReferenceUnresolved = 72,
+    /// `app run`: the package is not there, or cannot be downloaded; `package rollback`: there is
+    /// none.
+    PackageUnavailable = 73,
+    /// `app run`: the server does not give the package to whoever has this URL.
+    PackageDenied = 74,
+    /// `app run`: HOME is not a directory that can be written to.
+    HomeUnusable = 75,
 }
 
 impl From<Exit> for ExitCode {

@@ -22,6 +22,20 @@ use crate::volume::{OpenOptions, Volume, log_bytes_for};
 /// # Errors
 /// Everything that keeps it from being made.
 pub fn run(arguments: &InitArgs) -> Result<(), Failure> {
+    let volume_id = make(arguments)?;
+    println!("made volume {volume_id} in {}", arguments.volume.display());
+    for (slot, uri) in (1..).zip(&arguments.kek) {
+        println!("Slot {slot}: {uri}.");
+    }
+    println!("Without a key slot that opens, nothing can be read again.");
+    Ok(())
+}
+
+/// The same, and says nothing.
+///
+/// # Errors
+/// Those of [`run`].
+pub fn make(arguments: &InitArgs) -> Result<VolumeId, Failure> {
     let path = &arguments.volume;
     check_empty(path)?;
     let uris: Vec<&str> = arguments.kek.iter().map(String::as_str).collect();
@@ -65,12 +79,7 @@ pub fn run(arguments: &InitArgs) -> Result<(), Failure> {
         let full = matches!(error, crate::volume::Error::NoSpace);
         unfinished(path, Exit::NotDurable, &error, full)
     })?;
-    println!("made volume {volume_id} in {}", path.display());
-    for (slot, uri) in (1..).zip(&uris) {
-        println!("Slot {slot}: {uri}.");
-    }
-    println!("Without a key slot that opens, nothing can be read again.");
-    Ok(())
+    Ok(volume_id)
 }
 
 /// That the keys of a new volume were wrapped.

@@ -1,5 +1,6 @@
 //! Command line: what was typed, what it means, what is printed, exit codes.
 
+mod app;
 pub mod args;
 mod audit;
 mod control;
@@ -14,6 +15,7 @@ mod lock;
 mod mount;
 mod open;
 mod options;
+mod package;
 mod place;
 mod salvage;
 mod status;
@@ -60,7 +62,9 @@ fn execute(command: &Command) -> Result<u8, Failure> {
         Command::Key(command) => keys::run(command)?,
         Command::Kek(command) => kek::run(command)?,
         Command::Audit(command) => audit::run(command)?,
+        Command::App(command) => return app::run(command),
         Command::Vault(command) => vault::run(command)?,
+        Command::Package(command) => return package::run(command),
     }
     Ok(0)
 }

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use super::args::MountArgs;
 use super::exit::Exit;
 use super::hint::Failure;
-use super::options::{self, Parsed};
+use super::options::{self, Common};
 use super::{audit, keys, open, place};
-use crate::daemon::{self, Detached, Readiness, Service, logging, paths};
+use crate::daemon::{self, Detached, Keyed, Readiness, Service, logging, paths};
 use crate::sys::mount::{is_within, mount_at};
 
 /// Mounts, and returns the exit code when the mount is usable (or, in the foreground, gone).
@@ -19,7 +19,9 @@ use crate::sys::mount::{is_within, mount_at};
 pub fn run(arguments: &MountArgs) -> Result<u8, Failure> {
     let volume = place::volume(&arguments.volume)?;
     let parsed = options::parse(arguments, volume.clone())?;
-    let mountpoint = check_mountpoint(&arguments.mountpoint, &volume, parsed.nonempty)?;
+    let Common { mount, nonempty, log } = parsed.common;
+    let place = (volume.as_path(), "volume");
+    let mountpoint = check_mountpoint(&arguments.mountpoint, place, nonempty)?;
     check_fuse()?;
     let volume_id = place::config(&volume)?.claims().volume_id.to_string();
     let audit = audit::open(&parsed.audit, &volume_id)?;
@@ -31,13 +33,13 @@ pub fn run(arguments: &MountArgs) -> Result<u8, Failure> {
             Detached::Child(readiness) => readiness,
         }
     };
-    start_log(arguments, &parsed, &volume_id)?;
+    start_log(log, arguments.log_level, arguments.foreground, &volume_id)?;
     daemon::raise_limits();
     let options = keys::provider_options(&parsed.keys);
     let how = open::How {
         command: "mount",
         mountpoint: Some(&mountpoint),
-        read_only: parsed.mount.read_only,
+        read_only: mount.read_only,
         allow_rollback: arguments.allow_rollback,
         audit: &audit,
     };
@@ -46,13 +48,17 @@ pub fn run(arguments: &MountArgs) -> Result<u8, Failure> {
     opened.control.start();
     let service = Service {
         tree: opened.tree,
-        volume: opened.control,
-        volume_id,
+        served: opened.control.clone(),
+        keyed: Some(Keyed {
+            volume: opened.control,
+            lease: parsed.lease,
+            audit,
+            metrics: parsed.metrics,
+        }),
+        id: volume_id,
         mountpoint,
-        options: parsed.mount,
-        lease: parsed.lease,
-        audit,
-        metrics: parsed.metrics,
+        options: mount,
+        companion: None,
     };
     daemon::serve(service, readiness).map_err(|error| {
         let failure = Failure::daemon(&error);
@@ -62,8 +68,17 @@ pub fn run(arguments: &MountArgs) -> Result<u8, Failure> {
     Ok(0)
 }
 
-fn start_log(arguments: &MountArgs, parsed: &Parsed, volume_id: &str) -> Result<(), Failure> {
-    let target = match parsed.log.as_deref().map(|log| (log, log.to_str())) {
+/// Starts logging where it was asked for, else to the log file of the mount of that id.
+///
+/// # Errors
+/// The log cannot be opened.
+pub(super) fn start_log(
+    log: Option<PathBuf>,
+    level: log::LevelFilter,
+    foreground: bool,
+    id: &str,
+) -> Result<(), Failure> {
+    let target = match log.as_deref().map(|log| (log, log.to_str())) {
         Some((_, Some("journal"))) => logging::Target::Journal,
         Some((_, Some("syslog"))) => logging::Target::Syslog,
         Some((_, Some("stderr"))) => logging::Target::Stderr,
@@ -71,20 +86,26 @@ fn start_log(arguments: &MountArgs, parsed: &Parsed, volume_id: &str) -> Result<
             let path = std::path::absolute(file);
             logging::Target::File(path.map_err(|error| Failure::io("log to", file, &error))?)
         }
-        None if arguments.foreground => logging::Target::Stderr,
+        None if foreground => logging::Target::Stderr,
         None => {
-            let path = paths::log_file(volume_id);
+            let path = paths::log_file(id);
             let place = Path::new("the log directory");
             logging::Target::File(path.map_err(|error| Failure::io("find", place, &error))?)
         }
     };
     let shown = PathBuf::from(format!("{target:?}"));
-    logging::start(target, arguments.log_level)
-        .map_err(|error| Failure::io("log to", &shown, &error))
+    logging::start(target, level).map_err(|error| Failure::io("log to", &shown, &error))
 }
 
-/// The canonical mount point, if a volume can be mounted there.
-fn check_mountpoint(path: &Path, volume: &Path, nonempty: bool) -> Result<PathBuf, Failure> {
+/// The canonical mount point, if something can be mounted there: what, and what that is called.
+///
+/// # Errors
+/// Why it cannot.
+pub(super) fn check_mountpoint(
+    path: &Path,
+    mounted: (&Path, &str),
+    nonempty: bool,
+) -> Result<PathBuf, Failure> {
     let shown = path.display();
     let metadata = match fs::metadata(path) {
         Ok(metadata) => metadata,
@@ -111,7 +132,7 @@ fn check_mountpoint(path: &Path, volume: &Path, nonempty: bool) -> Result<PathBu
         ));
     }
     let canonical = path.canonicalize().map_err(|error| Failure::io("resolve", path, &error))?;
-    check_nesting(&canonical, volume)?;
+    check_nesting(&canonical, mounted)?;
     if let Ok(Some(mount)) = mount_at(&canonical) {
         let what = format!("{shown} is a mount point already ({})", mount.source.display());
         return Err(Failure::new(Exit::MountpointInUse, what)
@@ -129,21 +150,25 @@ fn check_mountpoint(path: &Path, volume: &Path, nonempty: bool) -> Result<PathBu
     Ok(canonical)
 }
 
-fn check_nesting(mountpoint: &Path, volume: &Path) -> Result<(), Failure> {
-    let (inner, outer) = if is_within(volume, mountpoint) {
-        ("volume", "mount point")
-    } else if is_within(mountpoint, volume) {
-        ("mount point", "volume")
+fn check_nesting(mountpoint: &Path, (place, what): (&Path, &str)) -> Result<(), Failure> {
+    let (inner, outer) = if is_within(place, mountpoint) {
+        (what, "mount point")
+    } else if is_within(mountpoint, place) {
+        ("mount point", what)
     } else {
         return Ok(());
     };
     let message = format!("the {inner} lies inside the {outer}");
     Err(Failure::new(Exit::Nested, message)
-        .hint(format!("volume: {}", volume.display()))
+        .hint(format!("{what}: {}", place.display()))
         .hint(format!("mount point: {}", mountpoint.display())))
 }
 
-fn check_fuse() -> Result<(), Failure> {
+/// Whether FUSE can be used at all.
+///
+/// # Errors
+/// What is missing.
+pub(super) fn check_fuse() -> Result<(), Failure> {
     let device = Path::new("/dev/fuse");
     if let Err(error) = fs::File::options().read(true).write(true).open(device) {
         let error = daemon::Error::Mount(daemon::MountError::Device(error));

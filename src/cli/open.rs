@@ -11,7 +11,7 @@ use super::exit::Exit;
 use super::hint::{Failure, chain};
 use super::{keys, place};
 use crate::audit::{Asker, Audit, Entry, Event};
-use crate::daemon::{self, VolumeControl, paths};
+use crate::daemon::{self, Served as _, VolumeControl as _, paths};
 use crate::format::VolumeId;
 use crate::format::config::Config;
 use crate::fs::Tree;

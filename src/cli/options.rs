@@ -8,23 +8,30 @@ use super::hint::Failure;
 use crate::daemon::metrics::Endpoint;
 use crate::daemon::{AllowOther, OnOutage, Options, Policy};
 
-/// What a list of options says.
+/// What a list of options says of a volume's mount.
 #[derive(Debug)]
 pub struct Parsed {
-    /// For the mount itself.
-    pub mount: Options,
+    /// What it says of any mount.
+    pub common: Common,
     /// For finding keys: what was typed, and what the options add.
     pub keys: KeyArgs,
-    /// The mount point need not be empty.
-    pub nonempty: bool,
     /// For how long the key is good without being asked for again.
     pub lease: Policy,
-    /// Where to log, if an option says.
-    pub log: Option<PathBuf>,
     /// Where uses of keys are put on record.
     pub audit: AuditArgs,
     /// Where metrics are served.
     pub metrics: Option<Endpoint>,
+}
+
+/// What a list of options says of a mount, whatever is mounted.
+#[derive(Debug)]
+pub struct Common {
+    /// For the mount itself.
+    pub mount: Options,
+    /// The mount point need not be empty.
+    pub nonempty: bool,
+    /// Where to log, if an option says.
+    pub log: Option<PathBuf>,
 }
 
 /// Options of fstab(5), mount(8) and systemd.mount(5) that are for others to read, or that say what
@@ -56,9 +63,8 @@ const IGNORED: &[&str] = &[
 /// [`Exit::Usage`] for an option that is not known or has no good value.
 pub fn parse(arguments: &MountArgs, source: PathBuf) -> Result<Parsed, Failure> {
     let mut parsed = Parsed {
-        mount: Options::new(source),
+        common: Common::new(source, arguments.log.clone()),
         keys: arguments.keys.clone(),
-        nonempty: false,
         lease: Policy {
             check: arguments.kek_check,
             grace: arguments.kek_grace,
@@ -67,26 +73,69 @@ pub fn parse(arguments: &MountArgs, source: PathBuf) -> Result<Parsed, Failure> 
                 OutageName::Serve => OnOutage::Serve,
             },
         },
-        log: arguments.log.clone(),
         audit: arguments.audit.clone(),
         metrics: arguments.metrics.clone(),
     };
-    parsed.mount.read_only |= arguments.read_only;
-    for option in arguments.options.iter().filter(|option| !option.is_empty()) {
-        let understood = match option.split_once('=') {
-            Some((name, value)) => parsed.set(name, value),
-            None => parsed.switch(option),
+    parsed.common.mount.read_only |= arguments.read_only;
+    each(&arguments.options, |name, value| {
+        parsed.common.set(name, value) || parsed.set(name, value)
+    })?;
+    Ok(parsed)
+}
+
+/// Reads the options of a mount that has no key.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_common(
+    options: &[String],
+    source: PathBuf,
+    log: Option<PathBuf>,
+) -> Result<Common, Failure> {
+    let mut common = Common::new(source, log);
+    each(options, |name, value| common.set(name, value))?;
+    Ok(common)
+}
+
+/// Calls `set` with the name and the value of every option; it returns whether it knows it.
+fn each(
+    options: &[String],
+    mut set: impl FnMut(&str, Option<&str>) -> bool,
+) -> Result<(), Failure> {
+    for option in options.iter().filter(|option| !option.is_empty()) {
+        let (name, value) = match option.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (option.as_str(), None),
         };
-        if !understood {
+        if !set(name, value) {
             let message = format!("unknown mount option, or bad value: {option}");
             return Err(Failure::new(Exit::Usage, message)
                 .hint("To see the options: atrest mount --help, and the manual"));
         }
     }
-    Ok(parsed)
+    Ok(())
 }
 
-impl Parsed {
+impl Common {
+    fn new(source: PathBuf, log: Option<PathBuf>) -> Self {
+        Self { mount: Options::new(source), nonempty: false, log }
+    }
+
+    fn set(&mut self, name: &str, value: Option<&str>) -> bool {
+        let Some(value) = value else { return self.switch(name) };
+        match name {
+            "threads" => match value.parse() {
+                Ok(threads) if (1..=Options::THREADS_MAX).contains(&threads) => {
+                    self.mount.threads = threads;
+                }
+                _ => return false,
+            },
+            "log" => self.log = Some(value.into()),
+            name => return name == "comment" || name.starts_with("x-"),
+        }
+        true
+    }
+
     fn switch(&mut self, name: &str) -> bool {
         match name {
             "ro" => self.mount.read_only = true,
@@ -98,20 +147,19 @@ impl Parsed {
             "allow_other" => self.mount.allow_other = AllowOther::Yes,
             "noallow_other" => self.mount.allow_other = AllowOther::No,
             "nonempty" => self.nonempty = true,
-            "audit-strict" => self.audit.strict = true,
             name => return IGNORED.contains(&name) || name.starts_with("x-"),
         }
         true
     }
+}
 
-    fn set(&mut self, name: &str, value: &str) -> bool {
+impl Parsed {
+    fn set(&mut self, name: &str, value: Option<&str>) -> bool {
+        let Some(value) = value else {
+            self.audit.strict |= name == "audit-strict";
+            return name == "audit-strict";
+        };
         match name {
-            "threads" => match value.parse() {
-                Ok(threads) if (1..=Options::THREADS_MAX).contains(&threads) => {
-                    self.mount.threads = threads;
-                }
-                _ => return false,
-            },
             "slot" => match value.parse() {
                 Ok(slot) => self.keys.slot = Some(slot),
                 Err(_) => return false,
@@ -132,7 +180,6 @@ impl Parsed {
                 "serve" => self.lease.on_outage = OnOutage::Serve,
                 _ => return false,
             },
-            "log" => self.log = Some(value.into()),
             "metrics" => match value.parse() {
                 Ok(endpoint) => self.metrics = Some(endpoint),
                 Err(_) => return false,
@@ -142,7 +189,7 @@ impl Parsed {
                 Ok(bytes) => self.audit.max_bytes = Some(bytes),
                 Err(_) => return false,
             },
-            name => return name == "comment" || name.starts_with("x-"),
+            _ => return false,
         }
         true
     }
@@ -165,17 +212,17 @@ mod tests {
     fn fstab_line() {
         let line = "rw,noauto,user,_netdev,x-systemd.automount,x-systemd.requires=a,nofail,ro";
         let parsed = parsed(line).unwrap();
-        assert!(parsed.mount.read_only);
-        assert!(!parsed.mount.suid && !parsed.mount.dev && parsed.mount.exec);
+        assert!(parsed.common.mount.read_only);
+        assert!(!parsed.common.mount.suid && !parsed.common.mount.dev && parsed.common.mount.exec);
     }
 
     /// Options that are ours, and their bounds.
     #[test]
     fn own_options() {
         let parsed_ok = parsed("threads=4,noexec,allow_other,slot=2,allow-kek=akv:x/").unwrap();
-        assert_eq!(parsed_ok.mount.threads, 4);
-        assert!(!parsed_ok.mount.exec);
-        assert_eq!(parsed_ok.mount.allow_other, AllowOther::Yes);
+        assert_eq!(parsed_ok.common.mount.threads, 4);
+        assert!(!parsed_ok.common.mount.exec);
+        assert_eq!(parsed_ok.common.mount.allow_other, AllowOther::Yes);
         assert_eq!(parsed_ok.keys.slot, Some(2));
         assert_eq!(parsed_ok.keys.source.allow, ["akv:x/"]);
         for bad in ["threads=0", "threads=65", "threads=x", "slot=-1", "mystery", "a=b"] {

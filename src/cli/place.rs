@@ -2,12 +2,18 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
 
 use super::exit::Exit;
 use super::hint::Failure;
+use crate::daemon::{self, paths};
 use crate::format::config::UnverifiedConfig;
 use crate::sys::mount::{self, Mount};
 
+/// How long a daemon may take to say how it is.
+pub const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of a configuration that are read: more than any that is accepted.
 const CONFIG_BYTES_READ: u64 = 1 << 20;
 /// The configuration's name in a volume.
@@ -90,6 +96,16 @@ pub fn mount_of(path: &Path) -> Result<Mount, Failure> {
         Failure::new(Exit::NotMounted, message)
             .hint(format!("To list them: findmnt -t {}", mount::TYPE))
     })
+}
+
+/// What the daemon of a mount that is no volume's says of itself; `None` if there is none there.
+pub fn service_at(mountpoint: &Path) -> Option<Map<String, Value>> {
+    let socket = paths::control_socket(&paths::mount_id(mountpoint)).ok()?;
+    let mut answer = daemon::ask(&socket, &json!({ "op": "status" }), PATIENCE).ok()?;
+    match answer["status"].take() {
+        Value::Object(status) => Some(status),
+        _ => None,
+    }
 }
 
 /// All mounts of atrest that this process sees.

@@ -1,7 +1,6 @@
 //! `atrest status`
 
 use std::path::Path;
-use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
@@ -11,9 +10,6 @@ use super::place;
 use crate::daemon::{self, paths};
 use crate::format::config::{ConfigData, KeySlot};
 use crate::storage::{Holder, VolumeLock};
-
-/// How long a daemon may take to say how it is.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Prints the state of a volume or mount.
 ///
@@ -52,6 +48,9 @@ fn run_for_all(as_json: bool) -> Result<(), Failure> {
 
 fn of_path(path: &Path) -> Result<Map<String, Value>, Failure> {
     let mounted = place::find_mount(path)?;
+    if let Some(status) = mounted.as_ref().and_then(|found| place::service_at(&found.mountpoint)) {
+        return Ok(status);
+    }
     let volume = match &mounted {
         Some(mount) => mount.source.clone(),
         None => place::volume(path)?,
@@ -108,7 +107,7 @@ fn of_holder(volume: &Path, status: &mut Map<String, Value>) {
 fn of_daemon(status: &mut Map<String, Value>) {
     let id = status.get("volume_id").and_then(Value::as_str).unwrap_or_default();
     let Ok(socket) = paths::control_socket(id) else { return };
-    match daemon::ask(&socket, &json!({ "op": "status" }), PATIENCE) {
+    match daemon::ask(&socket, &json!({ "op": "status" }), place::PATIENCE) {
         Ok(mut answer) => {
             if let Value::Object(fields) = answer["status"].take() {
                 status.extend(fields);

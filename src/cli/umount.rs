@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::args::UmountArgs;
 use super::exit::Exit;
@@ -12,7 +12,7 @@ use super::hint::Failure;
 use super::place;
 use crate::daemon::{self, paths};
 use crate::storage::{Holder, VolumeLock};
-use crate::sys::mount;
+use crate::sys::mount::{self, Mount};
 use crate::sys::process::{ProcessHandle, users_of};
 
 /// How long everything dirty may take to become durable, and the daemon to end.
@@ -24,9 +24,12 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// [`Exit::NotMounted`], [`Exit::Busy`], [`Exit::NotDurable`], [`Exit::DaemonSilent`].
 pub fn run(arguments: &UmountArgs) -> Result<(), Failure> {
     let found = place::mount_of(&arguments.path)?;
-    let daemon = daemon_of(&found.source)?;
+    let daemon = match place::service_at(&found.mountpoint) {
+        Some(status) => service(&status)?,
+        None => daemon_of(&found.source)?,
+    };
     if daemon.is_some() {
-        sync(&found.source)?;
+        sync(&found)?;
     }
     match mount::unmount(&found.mountpoint, arguments.lazy) {
         Ok(()) => {}
@@ -39,6 +42,14 @@ pub fn run(arguments: &UmountArgs) -> Result<(), Failure> {
         Some(daemon) if !arguments.lazy => wait(&daemon),
         _ => Ok(()),
     }
+}
+
+/// The process that told its own status.
+fn service(status: &Map<String, Value>) -> Result<Option<ProcessHandle>, Failure> {
+    let pid = status.get("pid").and_then(Value::as_u64).and_then(|pid| u32::try_from(pid).ok());
+    let Some(pid) = pid else { return Ok(None) };
+    ProcessHandle::open(pid)
+        .map_err(|error| Failure::io("watch the daemon of", Path::new("the mount"), &error))
 }
 
 /// The process that serves the volume, opened before it ends.
@@ -55,10 +66,12 @@ fn this_host() -> String {
 }
 
 /// Asks the daemon to make everything durable while it can still say what went wrong.
-fn sync(volume: &Path) -> Result<(), Failure> {
-    let Ok(config) = place::config(volume) else { return Ok(()) };
-    let socket = paths::control_socket(&config.claims().volume_id.to_string());
-    let Ok(socket) = socket else { return Ok(()) };
+fn sync(mount: &Mount) -> Result<(), Failure> {
+    let id = match place::config(&mount.source) {
+        Ok(config) => config.claims().volume_id.to_string(),
+        Err(_) => paths::mount_id(&mount.mountpoint),
+    };
+    let Ok(socket) = paths::control_socket(&id) else { return Ok(()) };
     match daemon::ask(&socket, &json!({ "op": "sync" }), PATIENCE) {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::Other => {

@@ -7,6 +7,7 @@
 //! {"op":"replace-config","config":"..."}   {"ok":false,"error":"..."}
 //! {"op":"lock"}                            {"ok":true}
 //! {"op":"unlock"}                          {"ok":true}
+//! {"op":"roll-back","undo":false}          {"ok":true}
 //! {"op":"unlock","passphrase_file":"..."}  {"ok":true}
 //! ```
 
@@ -35,17 +36,34 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Connections at a time.
 const CLIENTS_MAX: usize = 8;
 
-/// What the daemon asks of the volume that it serves.
-pub trait VolumeControl: Send + Sync {
+/// What the daemon asks of whatever it serves.
+pub trait Served: Send + Sync {
     /// State for `atrest status --json`: an object.
     fn status_json(&self) -> Value;
-    /// Numbers for metrics.
-    fn numbers(&self) -> Numbers;
     /// Returns when everything handed over so far is durable.
     ///
     /// # Errors
     /// What could not be made durable, in words.
     fn sync(&self) -> Result<(), String>;
+    /// Makes everything durable, and lets go of what it has: keys, locks, files.
+    ///
+    /// # Errors
+    /// What was lost, in words.
+    fn close(&self) -> Result<(), String>;
+    /// Goes back to the package before the one that is served, or takes that back.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    fn roll_back(&self, undo: bool) -> Result<(), String> {
+        let _ = undo;
+        Err("no app runs here".to_owned())
+    }
+}
+
+/// What the daemon asks of a volume besides: its keys.
+pub trait VolumeControl: Served {
+    /// Numbers for metrics.
+    fn numbers(&self) -> Numbers;
     /// Takes a new configuration over, after verifying it.
     ///
     /// # Errors
@@ -69,11 +87,6 @@ pub trait VolumeControl: Send + Sync {
     /// Opens the volume again after [`VolumeControl::lock`], if its key is granted. A passphrase is
     /// read from the file.
     fn reopen(&self, passphrase_file: Option<&Path>, by: &Asker) -> Answer;
-    /// Makes everything durable, wipes keys and releases the volume's lock.
-    ///
-    /// # Errors
-    /// What was lost, in words.
-    fn close(&self) -> Result<(), String>;
 }
 
 /// What a volume counts. It begins again with zeros when it is unlocked.
@@ -130,6 +143,7 @@ enum Request {
     ReplaceConfig { config: String },
     Lock,
     Unlock { passphrase_file: Option<PathBuf> },
+    RollBack { undo: bool },
 }
 
 /// Unmounts for somebody.
@@ -137,11 +151,11 @@ type Unmount = Box<dyn Fn(&Asker) -> Result<(), String> + Send + Sync>;
 
 /// What answers requests.
 pub(super) struct Handler {
-    pub(super) volume: Arc<dyn VolumeControl>,
-    /// Adds what the daemon knows to the volume's status.
+    pub(super) served: Arc<dyn Served>,
+    /// Adds what the daemon knows to its status.
     pub(super) status: Box<dyn Fn(Value) -> Value + Send + Sync>,
-    /// Locks and unlocks.
-    pub(super) lease: Arc<dyn Lockable>,
+    /// What a volume has besides, and what locks and unlocks it.
+    pub(super) keyed: Option<(Arc<dyn VolumeControl>, Arc<dyn Lockable>)>,
     /// Unmounts, or says why not.
     pub(super) unmount: Unmount,
 }
@@ -237,16 +251,22 @@ fn reply(line: &[u8], handler: &Handler, by: &Asker) -> Value {
         Ok(request) => request,
         Err(error) => return refusal(&format!("the request is not understood: {error}")),
     };
-    let result = match request {
-        Request::Status => {
-            let status = (handler.status)(handler.volume.status_json());
+    let result = match (request, &handler.keyed) {
+        (Request::Status, _) => {
+            let status = (handler.status)(handler.served.status_json());
             return json!({ "ok": true, "status": status });
         }
-        Request::Sync => handler.volume.sync(),
-        Request::Unmount => (handler.unmount)(by),
-        Request::Lock => handler.lease.lock(by),
-        Request::Unlock { passphrase_file } => handler.lease.unlock(passphrase_file.as_deref(), by),
-        Request::ReplaceConfig { config } => handler.volume.replace_config(config.as_bytes(), by),
+        (Request::Sync, _) => handler.served.sync(),
+        (Request::Unmount, _) => (handler.unmount)(by),
+        (Request::RollBack { undo }, _) => handler.served.roll_back(undo),
+        (_, None) => Err("what is mounted here has no key of its own".to_owned()),
+        (Request::Lock, Some((_, lease))) => lease.lock(by),
+        (Request::Unlock { passphrase_file }, Some((_, lease))) => {
+            lease.unlock(passphrase_file.as_deref(), by)
+        }
+        (Request::ReplaceConfig { config }, Some((volume, _))) => {
+            volume.replace_config(config.as_bytes(), by)
+        }
     };
     match result {
         Ok(()) => json!({ "ok": true }),
@@ -287,17 +307,23 @@ mod tests {
 
     struct Fake;
 
-    impl VolumeControl for Fake {
-        fn numbers(&self) -> Numbers {
-            Numbers::default()
-        }
-
+    impl Served for Fake {
         fn status_json(&self) -> Value {
             json!({ "sequence": 7 })
         }
 
         fn sync(&self) -> Result<(), String> {
             Err("the disk is gone".to_owned())
+        }
+
+        fn close(&self) -> Result<(), String> {
+            Ok(())
+        }
+    }
+
+    impl VolumeControl for Fake {
+        fn numbers(&self) -> Numbers {
+            Numbers::default()
         }
 
         fn anchor_audit(&self) {}
@@ -323,10 +349,6 @@ mod tests {
         fn reopen(&self, _: Option<&Path>, _: &Asker) -> Answer {
             Answer::Granted
         }
-
-        fn close(&self) -> Result<(), String> {
-            Ok(())
-        }
     }
 
     impl Lockable for Fake {
@@ -339,15 +361,15 @@ mod tests {
         }
     }
 
-    fn server(directory: &Path) -> (Server, PathBuf) {
+    fn server(directory: &Path, keyed: bool) -> (Server, PathBuf) {
         let path = directory.join("run/x.sock");
         let handler = Handler {
-            volume: Arc::new(Fake),
+            served: Arc::new(Fake),
             status: Box::new(|mut status| {
                 status["pid"] = json!(1);
                 status
             }),
-            lease: Arc::new(Fake),
+            keyed: keyed.then(|| (Arc::new(Fake) as _, Arc::new(Fake) as _)),
             unmount: Box::new(|_| Err("busy".to_owned())),
         };
         (Server::start(&path, handler).unwrap(), path)
@@ -357,7 +379,7 @@ mod tests {
     #[test]
     fn answers() {
         let directory = tempfile::tempdir().unwrap();
-        let (server, path) = server(directory.path());
+        let (server, path) = server(directory.path(), true);
         let ask = |request| super::ask(&path, &request, PATIENCE);
         let status = ask(json!({ "op": "status" })).unwrap();
         assert_eq!(status["status"], json!({ "sequence": 7, "pid": 1 }));
@@ -373,11 +395,23 @@ mod tests {
         assert!(!path.exists());
     }
 
+    /// What has no key is not locked, and says so.
+    #[test]
+    fn without_keys() {
+        let directory = tempfile::tempdir().unwrap();
+        let (_server, path) = server(directory.path(), false);
+        super::ask(&path, &json!({ "op": "status" }), PATIENCE).unwrap();
+        for request in ["lock", "unlock"] {
+            let refused = super::ask(&path, &json!({ "op": request }), PATIENCE).unwrap_err();
+            assert_eq!(refused.to_string(), "what is mounted here has no key of its own");
+        }
+    }
+
     /// Malformed, unknown and oversized requests are refused with a reason, and the server goes on.
     #[test]
     fn refuses_what_it_does_not_understand() {
         let directory = tempfile::tempdir().unwrap();
-        let (_server, path) = server(directory.path());
+        let (_server, path) = server(directory.path(), true);
         let long = "x".repeat(REQUEST_BYTES_MAX as usize + 1);
         let cases =
             ["", "{}", "[1", "{\"op\":\"x\"}", "{\"op\":\"sync\",\"more\":1}", "\u{0}", &long];

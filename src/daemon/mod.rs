@@ -24,10 +24,13 @@ use crate::fuse::Session;
 use crate::sys::mount;
 use crate::sys::process::{self, Side, Signals};
 
-pub use crate::fuse::{AllowOther, MountError, Options};
+pub use crate::fuse::{AllowOther, Caches, MountError, Options};
 pub use crate::lease::{Answer, OnOutage, Policy};
-pub use control::{Numbers, VolumeControl, VolumeNumbers, ask};
+pub use control::{Numbers, Served, VolumeControl, VolumeNumbers, ask};
 use lease::Driver;
+
+/// What a [`Companion`] is told of.
+const SIGNALS_HANDED_ON: [Signal; 3] = [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGQUIT];
 
 /// Why a daemon could not start, or did not end well. `Display` says what was attempted; the cause
 /// is in `source()`.
@@ -138,20 +141,42 @@ pub fn notify_service_manager(state: &str) {
 pub struct Service {
     /// The filesystem.
     pub tree: Arc<dyn Tree>,
-    /// The volume below it.
-    pub volume: Arc<dyn VolumeControl>,
-    /// The volume's id, in hex.
-    pub volume_id: String,
+    /// What is below it.
+    pub served: Arc<dyn Served>,
+    /// What it has besides if it is a volume.
+    pub keyed: Option<Keyed>,
+    /// The name of its control socket: a volume's id in hex, or [`paths::mount_id`].
+    pub id: String,
     /// Where to mount: a canonical path.
     pub mountpoint: PathBuf,
     /// How to mount.
     pub options: Options,
+    /// What lives with the mount, if anything does.
+    pub companion: Option<Arc<dyn Companion>>,
+}
+
+/// What a volume has besides.
+pub struct Keyed {
+    /// The volume and its keys.
+    pub volume: Arc<dyn VolumeControl>,
     /// For how long the key is good without being asked for again.
     pub lease: Policy,
     /// What the mount is put on record with.
     pub audit: Arc<Audit>,
     /// Where metrics are served, if anywhere.
     pub metrics: Option<metrics::Endpoint>,
+}
+
+/// What lives with a mount: begins when it answers, and ends before it goes.
+pub trait Companion: Send + Sync {
+    /// Called when the mount answers. When it returns without having been told to, the mount is
+    /// taken away.
+    fn run(&self, caches: Caches);
+    /// The process got this signal, which is not one that ends it.
+    fn signal(&self, signal: Signal);
+    /// Has [`Companion::run`] return soon; returns when nothing uses the mount any more. May be
+    /// called several times.
+    fn stop(&self);
 }
 
 /// Raises the limit of open files: each segment of a volume and each connection is one.
@@ -167,17 +192,19 @@ pub fn raise_limits() {
 /// # Errors
 /// See [`Error`]. The volume is closed on every path.
 pub fn serve(service: Service, readiness: Readiness) -> Result<(), Error> {
-    let (volume, audit) = (service.volume.clone(), service.audit.clone());
+    let below = service.served.clone();
+    let audit = service.keyed.as_ref().map(|keyed| keyed.audit.clone());
     let unmounter = Arc::new(Mutex::new(Asker::of_this_process()));
     let served = serve_until_unmounted(service, readiness, &unmounter);
     notify_service_manager("STOPPING=1");
     let by = unmounter.lock().clone();
     // Nothing of this can be refused.
-    _ = audit.record(&Entry::new(Event::Unmount, "unmount", &by));
-    let closed = volume.close();
+    let record = |entry: &Entry| audit.iter().for_each(|audit| drop(audit.record(entry)));
+    record(&Entry::new(Event::Unmount, "unmount", &by));
+    let closed = below.close();
     if let Err(error) = &closed {
-        log::error!("the volume was not closed properly: {error}");
-        _ = audit.record(&Entry::new(Event::LostWrites, "unmount", &by).failed("lost", error));
+        log::error!("it was not closed properly: {error}");
+        record(&Entry::new(Event::LostWrites, "unmount", &by).failed("lost", error));
     } else {
         log::info!("closed");
     }
@@ -190,49 +217,60 @@ fn serve_until_unmounted(
     readiness: Readiness,
     unmounter: &Arc<Mutex<Asker>>,
 ) -> Result<(), Error> {
-    let Service { tree, volume, volume_id, mountpoint, options, lease, audit, metrics } = service;
+    let Service { tree, served, keyed, id, mountpoint, options, companion } = service;
     let failed = |attempt| move |source| Error::Process { attempt, source };
-    let signals = Signals::catch(&[Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
-    let mut signals = signals.map_err(failed("catch signals"))?;
+    let mut caught = vec![Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+    if companion.is_some() {
+        caught.extend(SIGNALS_HANDED_ON);
+    }
+    let mut signals = Signals::catch(&caught).map_err(failed("catch signals"))?;
     let session = Session::mount(tree, &mountpoint, &options)?;
     log::info!("mounted {} at {}", options.source.display(), mountpoint.display());
-    let place = mountpoint.display().to_string();
-    let mounted = Entry::new(Event::Mount, "mount", &Asker::of_this_process()).with_detail(place);
-    if let Err(error) = audit.record(&mounted) {
-        unmount_at_last(&mountpoint);
-        return Err(error.into());
+    if let Some(keyed) = &keyed {
+        put_on_record(keyed, &mountpoint)?;
     }
-    volume.anchor_audit();
 
-    let driver = Driver::new(lease, volume.clone(), session.caches().clone(), audit.clone());
-    let known = Known { volume_id: &volume_id, mountpoint: &mountpoint, options: &options };
-    let _metrics = metrics.and_then(|endpoint| {
-        let source = metrics::Source::new(volume.clone(), driver.clone(), audit.clone());
-        let started = metrics::Server::start(endpoint, source);
-        started.inspect_err(|error| log::error!("no metrics: {error}")).ok()
-    });
-    let _control = start_control(volume, driver.clone(), audit, &known, unmounter.clone());
-    let checks = driver.clone();
-    let checker = std::thread::Builder::new().name("atrest-lease".to_owned());
-    let checker = checker.spawn(move || checks.run()).map_err(failed("start a thread"))?;
-    let place = mountpoint.clone();
+    let leased = keyed.map(|keyed| Leased::start(keyed, session.caches()));
+    let known = Known { id: &id, mountpoint: &mountpoint, options: &options };
+    let _control = start_control(served, leased.as_ref(), &known, unmounter.clone());
+    let checker = match leased.as_ref().map(|leased| leased.driver.clone()) {
+        Some(driver) => {
+            let thread = std::thread::Builder::new().name("atrest-lease".to_owned());
+            Some(thread.spawn(move || driver.run()).map_err(failed("start a thread"))?)
+        }
+        None => None,
+    };
+    let (place, told) = (mountpoint.clone(), companion.clone());
     let watch = std::thread::Builder::new().name("atrest-signals".to_owned());
     let watched = watch.spawn(move || {
         while let Ok(signal) = signals.wait() {
-            match signal {
-                Signal::SIGHUP => logging::reopen(),
-                signal => {
+            if signal == Signal::SIGHUP {
+                logging::reopen();
+            }
+            match (signal, &told) {
+                (Signal::SIGTERM | Signal::SIGINT, _) => {
                     log::info!("{signal}: unmounting");
+                    told.iter().for_each(|companion| companion.stop());
                     unmount_at_last(&place);
                 }
+                (signal, Some(companion)) => companion.signal(signal),
+                _ => {}
             }
         }
     });
     watched.map_err(failed("start a thread"))?;
     // The first answer proves that the mount works: only then is it announced.
     let probe = std::thread::Builder::new().name("atrest-ready".to_owned());
+    let (living, caches) = (companion.clone(), session.caches().clone());
     let probed = probe.spawn(move || match std::fs::metadata(&mountpoint) {
-        Ok(_) => readiness.ready(),
+        Ok(_) => {
+            readiness.ready();
+            if let Some(companion) = living {
+                companion.run(caches);
+                companion.stop();
+                unmount_at_last(&mountpoint);
+            }
+        }
         Err(error) => {
             log::error!("the mount does not answer: {error}");
             unmount_at_last(&mountpoint);
@@ -240,49 +278,90 @@ fn serve_until_unmounted(
     });
     probed.map_err(failed("start a thread"))?;
     let served = session.run().map_err(Error::Session);
-    driver.stop();
-    // A check waits for an answer at most; what it does then must not meet the closing.
-    let _ = checker.join();
+    companion.iter().for_each(|companion| companion.stop());
+    if let (Some(leased), Some(checker)) = (&leased, checker) {
+        leased.driver.stop();
+        // A check waits for an answer at most; what it does then must not meet the closing.
+        let _ = checker.join();
+    }
     served
+}
+
+/// # Errors
+/// It could not be, and nothing may be done without: the mount is gone again.
+fn put_on_record(keyed: &Keyed, mountpoint: &Path) -> Result<(), Error> {
+    let place = mountpoint.display().to_string();
+    let mounted = Entry::new(Event::Mount, "mount", &Asker::of_this_process()).with_detail(place);
+    if let Err(error) = keyed.audit.record(&mounted) {
+        unmount_at_last(mountpoint);
+        return Err(error.into());
+    }
+    keyed.volume.anchor_audit();
+    Ok(())
+}
+
+/// A volume with the driver of its lease, and what tells of both.
+struct Leased {
+    volume: Arc<dyn VolumeControl>,
+    driver: Arc<Driver>,
+    audit: Arc<Audit>,
+    /// Ends when it is dropped.
+    _metrics: Option<metrics::Server>,
+}
+
+impl Leased {
+    fn start(keyed: Keyed, caches: &Caches) -> Self {
+        let Keyed { volume, lease, audit, metrics } = keyed;
+        let driver = Driver::new(lease, volume.clone(), caches.clone(), audit.clone());
+        let metrics = metrics.and_then(|endpoint| {
+            let source = metrics::Source::new(volume.clone(), driver.clone(), audit.clone());
+            let started = metrics::Server::start(endpoint, source);
+            started.inspect_err(|error| log::error!("no metrics: {error}")).ok()
+        });
+        Self { volume, driver, audit, _metrics: metrics }
+    }
 }
 
 /// What is mounted, and where.
 struct Known<'a> {
-    volume_id: &'a str,
+    id: &'a str,
     mountpoint: &'a Path,
     options: &'a Options,
 }
 
 /// The control socket is a convenience: a mount without it serves as well.
 fn start_control(
-    volume: Arc<dyn VolumeControl>,
-    lease: Arc<Driver>,
-    audit: Arc<Audit>,
+    served: Arc<dyn Served>,
+    leased: Option<&Leased>,
     known: &Known<'_>,
     unmounter: Arc<Mutex<Asker>>,
 ) -> Option<control::Server> {
-    let Known { volume_id, mountpoint, options } = *known;
+    let Known { id, mountpoint, options } = *known;
     let place = mountpoint.to_owned();
-    let known = json!({
-        "volume": options.source.to_string_lossy(),
-        "volume_id": volume_id,
+    let mut known = json!({
         "mounted": true,
         "mountpoint": mountpoint.to_string_lossy(),
         "read_only": options.read_only,
         "since": jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         "pid": std::process::id(),
     });
-    let state = lease.clone();
+    if leased.is_some() {
+        let of_volume = json!({ "volume": options.source.to_string_lossy(), "volume_id": id });
+        known = merge(of_volume, known);
+    }
+    let state = leased.map(|leased| (leased.driver.clone(), leased.audit.clone()));
     let handler = control::Handler {
-        volume,
+        served,
         status: Box::new(move |status| {
-            let status = merge(merge(known.clone(), status), state.status());
+            let status = merge(known.clone(), status);
+            let Some((lease, audit)) = &state else { return status };
+            let status = merge(status, lease.status());
             match audit.status() {
                 Some(audit) => merge(status, json!({ "audit": audit })),
                 None => status,
             }
         }),
-        lease,
+        keyed: leased.map(|leased| (leased.volume.clone(), leased.driver.clone() as _)),
         unmount: Box::new(move |by| {
             // Before: the mount may be gone, and put on record, when this returns.
             let before = std::mem::replace(&mut *unmounter.lock(), by.clone());
@@ -295,8 +374,7 @@ fn start_control(
             })
         }),
     };
-    let started =
-        paths::control_socket(volume_id).and_then(|path| control::Server::start(&path, handler));
+    let started = paths::control_socket(id).and_then(|path| control::Server::start(&path, handler));
     started.inspect_err(|error| log::warn!("no control socket: {error}")).ok()
 }
 

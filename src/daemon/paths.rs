@@ -2,9 +2,12 @@
 
 use std::env;
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 
 use nix::unistd::geteuid;
+
+use crate::crypto;
 
 /// The log file of a volume: `/var/log/atrest/ID.log` for root, else below `$XDG_STATE_HOME`.
 ///
@@ -30,6 +33,13 @@ pub fn control_socket(volume_id: &str) -> io::Result<PathBuf> {
         }
     };
     Ok(directory.join(format!("{volume_id}.sock")))
+}
+
+/// What a mount that is no volume's is called where a volume has its id: the same for every mount
+/// at one place.
+pub fn mount_id(mountpoint: &Path) -> String {
+    let digest = crypto::kdf::digest(mountpoint.as_os_str().as_bytes());
+    digest[..16].iter().fold("mount-".to_owned(), |id, byte| id + &format!("{byte:02x}"))
 }
 
 fn state_directory() -> io::Result<PathBuf> {

@@ -4,6 +4,8 @@ pub mod acl;
 pub mod attr;
 pub mod error;
 pub mod name;
+pub mod package;
+pub mod swap;
 pub mod volume;
 
 pub use attr::{Attr, Kind, SetAttr, Time};
@@ -99,6 +101,21 @@ pub trait Tree: Send + Sync {
     /// which [`Tree::write`] cannot tell from one of the kernel that a caller was answered before.
     fn admit(&self) -> Result<(), Error> {
         Ok(())
+    }
+    /// Whether the kernel may keep names of `parent`, and their absence, without asking again.
+    fn keeps_names(&self, parent: Ino) -> bool {
+        let _ = parent;
+        true
+    }
+    /// Whether it never changes, and has no extended attributes: then nobody needs to be asked
+    /// before a file is opened, nor again about what was answered once.
+    fn is_image(&self) -> bool {
+        false
+    }
+    /// Whether reading from `offset` on takes long enough that others should be served meanwhile.
+    fn read_is_long(&self, ino: Ino, offset: u64) -> bool {
+        let _ = (ino, offset);
+        false
     }
     /// The entry `name` of directory `parent`.
     fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr, Error>;

@@ -37,4 +37,23 @@ impl Caches {
         known.iter().for_each(|ino| kernel.drop_inode(*ino));
         known.len()
     }
+
+    /// Drops these names of a directory, or that they are not there, and what is cached below them
+    /// and not in use. Mounts below them go with them.
+    pub fn forget_names(&self, parent: Ino, names: &[Vec<u8>]) {
+        let Some(kernel) = self.shared.writeback.get() else { return };
+        names.iter().for_each(|name| kernel.forget_name(parent, name));
+    }
+
+    /// Drops the pages and attributes of one inode, and the list of a directory.
+    pub fn drop_inode(&self, ino: Ino) {
+        if let Some(kernel) = self.shared.writeback.get() {
+            kernel.drop_inode(ino);
+        }
+    }
+
+    /// The inodes that the kernel holds.
+    pub fn known(&self) -> Vec<Ino> {
+        self.shared.lookups.all()
+    }
 }

@@ -46,6 +46,8 @@ pub use session::{AllowOther, MountError, Options, Session};
 /// How long the kernel may keep names, attributes and the absence of names. It is the only one that
 /// changes them, so any time is right; an hour bounds what a defect could do.
 const TTL: Duration = Duration::from_secs(3600);
+/// The same of what nobody changes ([`crate::fs::Tree::is_image`]): a year.
+const TTL_OF_IMAGE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Inode numbers are never reused, so one generation does.
 const GENERATION: Generation = Generation(0);
 /// Largest WRITE, READ and readahead request, in bytes.
@@ -82,13 +84,16 @@ struct Shared {
     writeback: Arc<OnceLock<Writeback>>,
     /// Whether reading sets access times: neither `noatime` nor read-only.
     access_times: bool,
+    /// See [`Tree::is_image`].
+    is_image: bool,
 }
 
 impl Adapter {
     fn new(tree: Arc<dyn Tree>, writeback: Arc<OnceLock<Writeback>>, options: &Options) -> Self {
         let access_times = options.atime && !options.read_only;
         let (lookups, writers) = (Counts::new(), Counts::new());
-        let shared = Shared { tree, lookups, writers, writeback, access_times };
+        let is_image = tree.is_image();
+        let shared = Shared { tree, lookups, writers, writeback, access_times, is_image };
         // One may wait for the disk while another serves.
         let several_loops = options.threads > 1;
         Self { shared: Arc::new(shared), workers: Workers::new(), several_loops }
@@ -120,16 +125,31 @@ impl Adapter {
         &*self.shared.tree
     }
 
+    /// How long the kernel may keep what it is told.
+    fn ttl(&self) -> &'static Duration {
+        if self.shared.is_image { &TTL_OF_IMAGE } else { &TTL }
+    }
+
     /// Replies with an entry, which the kernel then holds a reference to. It is counted first: the
     /// FORGET may be read before this returns.
     fn reply_entry(&self, reply: ReplyEntry, result: Result<Attr, Errno>) {
+        self.reply_entry_for(*self.ttl(), reply, result);
+    }
+
+    fn reply_entry_for(&self, ttl: Duration, reply: ReplyEntry, result: Result<Attr, Errno>) {
         match result {
             Ok(attr) => {
                 self.shared.lookups.add(attr.ino);
-                reply.entry(&TTL, &file_attr(&attr), GENERATION);
+                reply.entry(&ttl, &file_attr(&attr), GENERATION);
             }
             Err(errno) => reply.error(errno),
         }
+    }
+
+    /// How long the kernel may keep names of `parent`. Ask before looking them up: what is found
+    /// after the answer has changed is then not kept.
+    fn names_ttl(&self, parent: Ino) -> Duration {
+        if self.tree().keeps_names(parent) { *self.ttl() } else { Duration::ZERO }
     }
 
     fn forget_n(&self, ino: Ino, n: u64) {
@@ -145,10 +165,10 @@ impl Adapter {
     /// Adds an entry to a READDIRPLUS reply; returns whether the reply is full. The kernel holds a
     /// reference to what it gets this way, but for "." and ".." (`fuse_direntplus_link`). Those may
     /// come without attributes; any other entry without them is one that the kernel asks about.
-    fn add_plus(&self, reply: &mut ReplyDirectoryPlus, entry: &DirEntry) -> bool {
+    fn add_plus(&self, ttl: Duration, reply: &mut ReplyDirectoryPlus, entry: &DirEntry) -> bool {
         let name = OsStr::from_bytes(entry.name);
         let (ttl, attr) = match &entry.attr {
-            Some(attr) => (TTL, file_attr(attr)),
+            Some(attr) => (ttl, file_attr(attr)),
             None => (Duration::ZERO, attr::bare_attr(entry.ino, entry.kind)),
         };
         if !is_dot(entry.name) {
@@ -178,6 +198,18 @@ impl Adapter {
         if let (Ok(true), Some(kernel)) = (is_new, self.shared.writeback.get()) {
             kernel.forget_attributes(ino.0);
         }
+    }
+
+    /// Answers a READ that takes long.
+    fn read_on_worker(&self, ino: INodeNo, offset: u64, size: u32, reply: ReplyData) {
+        let read = move |shared: &Shared| {
+            let mut buffer = Vec::new();
+            shared.tree.read(ino.0, offset, size as usize, &mut buffer).map(|()| buffer)
+        };
+        self.on_worker(Operation::Read, ino, read, |result| match result {
+            Ok(buffer) => reply.data(&buffer),
+            Err(errno) => reply.error(errno),
+        });
     }
 
     /// Runs `work` on a worker thread and hands its result to `reply`.
@@ -291,9 +323,10 @@ impl Filesystem for Adapter {
             Err(Error::NotFound) => Ok(None),
             result => result.map(Some),
         };
+        let ttl = self.names_ttl(parent.0);
         match attempt(Operation::Lookup, parent, found).transpose() {
-            Some(result) => self.reply_entry(reply, result),
-            None => reply.entry(&TTL, &attr::bare_attr(0, Kind::File), GENERATION),
+            Some(result) => self.reply_entry_for(ttl, reply, result),
+            None => reply.entry(&ttl, &attr::bare_attr(0, Kind::File), GENERATION),
         }
     }
 
@@ -303,7 +336,7 @@ impl Filesystem for Adapter {
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         match attempt(Operation::Getattr, ino, || self.tree().getattr(ino.0)) {
-            Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
+            Ok(attr) => reply.attr(self.ttl(), &file_attr(&attr)),
             Err(errno) => reply.error(errno),
         }
     }
@@ -445,7 +478,11 @@ impl Filesystem for Adapter {
         self.reply_entry(reply, made);
     }
 
+    /// Refused once for an image: the kernel then opens every file without asking, and caches it.
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if self.shared.is_image {
+            return reply.error(Errno::ENOSYS);
+        }
         let truncate = flags.0 & libc::O_TRUNC != 0;
         let kill_suid = truncate && truncation_kills_suid(request);
         match attempt(Operation::Open, ino, || self.tree().open(ino.0, truncate, kill_suid)) {
@@ -472,6 +509,9 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         self.accessed(ino, flags.0);
+        if self.tree().read_is_long(ino.0, offset) {
+            return self.read_on_worker(ino, offset, size, reply);
+        }
         READ_BUFFER.with_borrow_mut(|buffer| {
             match attempt(Operation::Read, ino, || {
                 self.tree().read(ino.0, offset, size as usize, buffer)
@@ -584,9 +624,10 @@ impl Filesystem for Adapter {
     ) {
         self.accessed(ino, 0);
         let (mut filled, mut left_over) = (false, None);
+        let ttl = self.names_ttl(ino.0);
         let fill = || {
             self.tree().readdir(ino.0, offset, true, &mut |entry| {
-                let full = self.add_plus(&mut reply, entry);
+                let full = self.add_plus(ttl, &mut reply, entry);
                 filled |= !full;
                 left_over = (full && !is_dot(entry.name)).then_some(entry.ino);
                 !full
@@ -645,7 +686,11 @@ impl Filesystem for Adapter {
         reply_empty(reply, attempt(Operation::Setxattr, ino, set));
     }
 
+    /// Refused once for an image: the kernel then answers for it.
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if self.shared.is_image {
+            return reply.error(Errno::ENOSYS);
+        }
         let name = name.as_bytes();
         let value = attempt(Operation::Getxattr, ino, || self.tree().getxattr(ino.0, name));
         reply_xattr(reply, size, value);
@@ -654,6 +699,9 @@ impl Filesystem for Adapter {
     /// Names of `trusted.` attributes are for root to see (xattr(7)). Whether the caller has
     /// CAP_SYS_ADMIN, which is the kernel's question, a request does not say.
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        if self.shared.is_image {
+            return reply.error(Errno::ENOSYS);
+        }
         let mut names = attempt(Operation::Listxattr, ino, || self.tree().listxattr(ino.0));
         if let (Ok(names), true) = (&mut names, request.uid() != 0) {
             *names = without_trusted(names);

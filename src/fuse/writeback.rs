@@ -3,7 +3,9 @@
 //! `fuse_file_llseek` (fs/fuse/file.c) sends LSEEK without flushing first, unlike fallocate and
 //! copy_file_range, while a fresh page of the writeback cache is still a hole to us.
 
+use std::ffi::OsStr;
 use std::os::fd::AsFd as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
 use fuser::{INodeNo, Notifier};
@@ -43,6 +45,12 @@ impl Writeback {
     pub(super) fn forget_attributes(&self, ino: Ino) {
         // An inode that the kernel does not know has no attributes to forget.
         let _ = self.notifier.inval_inode(INodeNo(ino), -1, 0);
+    }
+
+    /// Makes the kernel look a name up again when it is wanted next.
+    pub(super) fn forget_name(&self, parent: Ino, name: &[u8]) {
+        // It may not have kept it.
+        let _ = self.notifier.inval_entry(INodeNo(parent), OsStr::from_bytes(name));
     }
 
     /// Makes the kernel write back what is dirty in `ino`, drop its pages, in mappings too, and ask

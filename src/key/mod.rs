@@ -20,7 +20,7 @@ pub mod pin;
 pub mod pkcs11;
 mod redact;
 #[cfg(test)]
-mod test_server;
+pub(crate) mod test_server;
 #[cfg(feature = "tpm2")]
 pub mod tpm2;
 pub mod transit;

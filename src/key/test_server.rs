@@ -10,7 +10,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 /// A file that only this user can read, which stays until the test ends.
-pub(super) fn private_file(text: &str) -> PathBuf {
+pub(crate) fn private_file(text: &str) -> PathBuf {
     thread_local! {
         static FILES: RefCell<Vec<tempfile::NamedTempFile>> = const { RefCell::new(Vec::new()) };
     }
@@ -23,7 +23,7 @@ pub(super) fn private_file(text: &str) -> PathBuf {
 
 /// A request as it came.
 #[derive(Clone, Debug)]
-pub(super) struct Received {
+pub(crate) struct Received {
     /// `GET`, `POST`.
     pub method: String,
     /// Path and query.
@@ -45,7 +45,7 @@ impl Received {
 }
 
 /// Serves until the process ends.
-pub(super) struct Server {
+pub(crate) struct Server {
     /// `127.0.0.1:PORT`.
     pub authority: String,
     received: Arc<Mutex<Vec<Received>>>,
@@ -131,12 +131,12 @@ fn read_request(stream: &mut impl BufRead, connection: usize) -> Option<Received
 }
 
 /// A reply with a JSON body.
-pub(super) fn json(status: u16, body: &str) -> Vec<u8> {
+pub(crate) fn json(status: u16, body: &str) -> Vec<u8> {
     reply(status, &[("Content-Type", "application/json; charset=utf-8")], body)
 }
 
 /// A reply with these headers.
-pub(super) fn reply(status: u16, headers: &[(&str, &str)], body: &str) -> Vec<u8> {
+pub(crate) fn reply(status: u16, headers: &[(&str, &str)], body: &str) -> Vec<u8> {
     let mut text = format!("HTTP/1.1 {status} Said\r\nContent-Length: {}\r\n", body.len());
     for (name, value) in headers {
         text.push_str(&format!("{name}: {value}\r\n"));

@@ -16,6 +16,10 @@ pub mod operations {}
 pub mod plugins {}
 #[doc = include_str!("vault.md")]
 pub mod vault {}
+#[doc = include_str!("package.md")]
+pub mod package {}
+#[doc = include_str!("app.md")]
+pub mod app {}
 #[doc = include_str!("defaults.md")]
 pub mod defaults {}
 #[doc = include_str!("changes.md")]

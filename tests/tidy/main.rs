@@ -17,16 +17,21 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("lease", &[]),
     (
         "cli",
-        &["daemon", "audit", "fs", "volume", "vault", "key", "storage", "format", "crypto", "sys"],
+        &[
+            "app", "daemon", "audit", "fs", "volume", "package", "vault", "key", "storage",
+            "format", "crypto", "sys",
+        ],
     ),
+    ("app", &["daemon", "audit", "fs", "package", "key", "sys"]),
     (
         "daemon",
         &["fuse", "audit", "fs", "volume", "sys", "key", "storage", "format", "lease", "crypto"],
     ),
     ("audit", &["key", "format", "crypto"]),
     ("fuse", &["fs", "sys"]),
-    ("fs", &["volume", "format"]),
+    ("fs", &["volume", "package", "format"]),
     ("volume", &["defect", "epoch", "tree", "space", "key", "format", "crypto", "storage", "sys"]),
+    ("package", &["format", "crypto", "storage", "sys"]),
     ("vault", &["audit", "key", "format", "crypto", "storage", "sys"]),
     ("epoch", &["defect", "tree", "space", "key", "format", "crypto", "storage", "sys"]),
     ("tree", &["format"]),
@@ -39,7 +44,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("sys", &[]),
 ];
 /// Who may name `std::fs`: the road to the disk, and those whose files are not a volume's.
-const FILE_USERS: &[&str] = &["storage", "sys", "cli", "key", "daemon", "vault", "audit"];
+const FILE_USERS: &[&str] =
+    &["storage", "sys", "cli", "key", "daemon", "vault", "audit", "package", "app"];
 const COLUMNS_MAX: usize = 100;
 const FUNCTION_LINES_MAX: usize = 70;
 /// Functions that are longer because they are one flat list: `("src/...rs", "name")`.

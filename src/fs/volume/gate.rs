@@ -27,7 +27,8 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    fn error(self) -> Error {
+    /// What callers get.
+    pub(in crate::fs) fn error(self) -> Error {
         match self {
             Self::Revoked => Error::KeyRevoked,
             Self::NoKey => Error::NoKey,

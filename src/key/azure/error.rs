@@ -16,6 +16,8 @@ use crate::key::http::Reply;
 pub(super) enum Operation {
     /// Its attributes.
     Get,
+    /// The value of a secret.
+    GetSecret,
     /// `wrapKey`.
     Wrap,
     /// `unwrapKey`.
@@ -26,7 +28,7 @@ impl Operation {
     /// As permissions and `key_ops` call it.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Get => "get",
+            Self::Get | Self::GetSecret => "get",
             Self::Wrap => "wrapKey",
             Self::Unwrap => "unwrapKey",
         }
@@ -35,7 +37,7 @@ impl Operation {
     /// As the path calls it.
     pub fn path(self) -> &'static str {
         match self {
-            Self::Get => "",
+            Self::Get | Self::GetSecret => "",
             Self::Wrap => "wrapkey",
             Self::Unwrap => "unwrapkey",
         }
@@ -117,7 +119,9 @@ pub(super) fn kind(reply: &Reply, operation: Operation, is_hsm: bool) -> KekErro
             ),
         },
         403 => forbidden(&codes, &said, operation, is_hsm),
-        404 if codes.outer == "KeyNotFound" => KekErrorKind::Gone { recoverable: false },
+        404 if matches!(codes.outer.as_str(), "KeyNotFound" | "SecretNotFound") => {
+            KekErrorKind::Gone { recoverable: false }
+        }
         409 => conflict(&codes, &said),
         400 if operation == Operation::Unwrap && codes.outer == "BadParameter" => {
             // The request is well formed, so it is the wrapped key that is not this key's.
@@ -129,9 +133,8 @@ pub(super) fn kind(reply: &Reply, operation: Operation, is_hsm: bool) -> KekErro
 }
 
 fn forbidden(codes: &Codes, said: &str, operation: Operation, is_hsm: bool) -> KekErrorKind {
-    let operation = operation.name();
     match codes.inner.as_str() {
-        "KeyDisabled" => KekErrorKind::Disabled,
+        "KeyDisabled" | "SecretDisabled" => KekErrorKind::Disabled,
         "ForbiddenByFirewall" | "ForbiddenByConnection" => KekErrorKind::Unreachable {
             reason: format!(
                 "the vault's network rules keep this host out ({said}); allow its address or \
@@ -140,8 +143,9 @@ fn forbidden(codes: &Codes, said: &str, operation: Operation, is_hsm: bool) -> K
         },
         "KeyOperationForbidden" => KekErrorKind::Denied {
             reason: format!(
-                "the key does not allow {operation} ({said}); add wrapKey and unwrapKey to its \
-                 key_ops"
+                "the key does not allow {} ({said}); add wrapKey and unwrapKey to its \
+                 key_ops",
+                operation.name()
             ),
         },
         "KeyExpired" | "KeyNotYetValid" => KekErrorKind::Denied {
@@ -150,7 +154,14 @@ fn forbidden(codes: &Codes, said: &str, operation: Operation, is_hsm: bool) -> K
                  a new version"
             ),
         },
+        _ if operation == Operation::GetSecret => KekErrorKind::Denied {
+            reason: format!(
+                "it may not get the secret ({said}); give it the role \"Key Vault Secrets User\" \
+                 on the secret, or get on secrets in the access policy; a grant takes some minutes"
+            ),
+        },
         _ => {
+            let operation = operation.name();
             let role = match is_hsm {
                 true => "\"Managed HSM Crypto Service Encryption User\"",
                 false => "\"Key Vault Crypto Service Encryption User\"",

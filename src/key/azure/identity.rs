@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
 use super::challenge::Challenge;
@@ -42,6 +43,8 @@ pub(super) struct Identity {
     public_client: Client,
     /// To this host and its metadata service.
     metadata_client: Client,
+    /// Who asked last, for messages.
+    asked_as: Mutex<Option<String>>,
 }
 
 /// What a token is had with.
@@ -85,6 +88,7 @@ impl Identity {
             vault_client,
             public_client: Client::new(public)?,
             metadata_client: Client::new(metadata)?,
+            asked_as: Mutex::new(None),
         })
     }
 
@@ -95,6 +99,7 @@ impl Identity {
     pub fn token(&self, challenge: &Challenge, deadline: Deadline) -> Result<Token, KekErrorKind> {
         let configuration = |problem| KekErrorKind::Configuration { problem };
         let source = self.source(challenge).map_err(configuration)?;
+        *self.asked_as.lock() = Some(self.describe(&source));
         let resource = challenge.resource.to_string();
         match &source {
             Source::Secret { application, secret } => {
@@ -129,6 +134,25 @@ impl Identity {
                 let pairs = [("api-version", "2018-02-01"), ("resource", &resource)];
                 self.ask_metadata(endpoint, &pairs, ("Metadata", "true"), deadline)
             }
+        }
+    }
+
+    /// Who asked for the last token, in words; `None` before the first.
+    pub fn asked_as(&self) -> Option<String> {
+        self.asked_as.lock().clone()
+    }
+
+    fn describe(&self, source: &Source) -> String {
+        match source {
+            Source::Secret { application, .. }
+            | Source::Certificate { application, .. }
+            | Source::Federated { application, .. } => {
+                format!("the application {}", application.client_id)
+            }
+            Source::AppService { .. } | Source::Imds { .. } => match self.client_id() {
+                Some(id) => format!("the managed identity {id}"),
+                None => "the managed identity of this host".to_owned(),
+            },
         }
     }
 

@@ -12,6 +12,7 @@ mod certificate;
 mod challenge;
 mod error;
 mod identity;
+mod secret;
 mod token;
 mod uri;
 
@@ -27,8 +28,9 @@ use zeroize::Zeroizing;
 use self::challenge::Challenge;
 use self::error::Operation;
 use self::identity::{Identity, Variables};
+pub use self::secret::{SecretError, SecretValue, get_secret};
 use self::token::Token;
-use self::uri::KeyId;
+use self::uri::ObjectId;
 use super::http::{Client, Deadline, HttpError, Reply, Request, Url};
 use super::{Binding, Health, KekError, KekErrorKind, KekProvider, ProviderOptions, Wrapped};
 use crate::crypto::{Secret, random};
@@ -43,7 +45,7 @@ const SECRET_BYTES_MAX: usize = 190;
 /// The provider of one key.
 struct AzureProvider {
     uri: String,
-    key: KeyId,
+    key: ObjectId,
     /// What the vault has to call itself, if that is not seen from its name.
     resource: Option<Url>,
     client: Arc<Client>,
@@ -95,8 +97,18 @@ impl AzureProvider {
     fn new(uri: &str, options: &ProviderOptions, variables: Variables) -> Result<Self, KekError> {
         let refuse = |problem| KekError::new(KekErrorKind::Configuration { problem }, uri, "");
         let text = uri.strip_prefix("azure:").unwrap_or(uri);
-        let key = KeyId::parse(text)
+        let key = ObjectId::key(text)
             .map_err(|problem| refuse(format!("this is not the URI of a key: {problem}")))?;
+        Self::of_object(uri, key, options, variables)
+    }
+
+    /// For any object; whether it may be asked was seen before.
+    fn of_object(
+        uri: &str,
+        key: ObjectId,
+        options: &ProviderOptions,
+        variables: Variables,
+    ) -> Result<Self, KekError> {
         let settings = options.settings(uri)?;
         let failed = |error: HttpError| error.into_kek(uri, "");
         let client = Arc::new(Client::new(settings.http.clone()).map_err(failed)?);
@@ -149,14 +161,14 @@ impl AzureProvider {
                 None => {
                     let wanted = match challenge.take() {
                         Some(wanted) => wanted,
-                        None => self.challenge(version, deadline).map_err(failed)?,
+                        None => self.challenge(operation, version, deadline).map_err(failed)?,
                     };
                     self.identity.token(&wanted, deadline).map_err(failed)?
                 }
             };
             let id = request_id();
             let request = match operation {
-                Operation::Get => Request::get(&url),
+                Operation::Get | Operation::GetSecret => Request::get(&url),
                 Operation::Wrap | Operation::Unwrap => Request::post_json(&url, body),
             };
             let request = request
@@ -203,7 +215,12 @@ impl AzureProvider {
     }
 
     /// Which token the vault wants: it says so to a request that has none, and nothing else either.
-    fn challenge(&self, version: &str, deadline: Deadline) -> Result<Challenge, KekErrorKind> {
+    fn challenge(
+        &self,
+        operation: Operation,
+        version: &str,
+        deadline: Deadline,
+    ) -> Result<Challenge, KekErrorKind> {
         let url = self.url(&self.key.path(version, ""))?;
         let sent = self.client.send(&Request::get(&url), deadline);
         let reply = sent.map_err(|error| match error {
@@ -221,7 +238,7 @@ impl AzureProvider {
             404 => Err(KekErrorKind::Unreachable {
                 reason: "it answers 404 without asking for a token; is it a key vault?".to_owned(),
             }),
-            _ => Err(error::kind(&reply, Operation::Get, self.is_hsm())),
+            _ => Err(error::kind(&reply, operation, self.is_hsm())),
         }
     }
 
@@ -250,9 +267,10 @@ impl AzureProvider {
         Ok(challenge)
     }
 
-    /// Whether the key is among those that can be recovered, as far as this identity may know.
+    /// Whether the object is among those that can be recovered, as far as this identity may know.
     fn is_deleted(&self, deadline: Deadline) -> bool {
-        let Ok(url) = self.url(&format!("/deletedkeys/{}", self.key.name)) else { return false };
+        let path = format!("/deleted{}/{}", self.key.collection, self.key.name);
+        let Ok(url) = self.url(&path) else { return false };
         let token = self.token.lock();
         let Some(token) = token.as_ref() else { return false };
         let request = Request::get(&url).header("Authorization", token.header());
@@ -264,7 +282,7 @@ impl AzureProvider {
 
     /// The version that a reply is about, which must be of this key.
     fn version_of(&self, kid: &str, expected: &str) -> Result<String, KekError> {
-        let id = KeyId::parse(kid).ok().filter(|id| id.is_same_key(&self.key));
+        let id = ObjectId::key(kid).ok().filter(|id| id.is_same_object(&self.key));
         let version = id.and_then(|id| id.version);
         version.filter(|version| expected.is_empty() || version == expected).ok_or_else(|| {
             let reason = "the vault answers for another key or version than was asked".to_owned();
@@ -359,8 +377,8 @@ impl KekProvider for AzureProvider {
         kek: &KekReference,
         wrapped: &[u8],
     ) -> Result<Secret, KekError> {
-        let id = KeyId::parse(&format!("{}/{}", kek.key_id, kek.key_version)).ok();
-        let id = id.filter(|id| id.is_same_key(&self.key));
+        let id = ObjectId::key(&format!("{}/{}", kek.key_id, kek.key_version)).ok();
+        let id = id.filter(|id| id.is_same_object(&self.key));
         let version = id
             .and_then(|id| id.version)
             .filter(|version| self.key.version.as_ref().is_none_or(|pinned| pinned == version));

@@ -3,8 +3,8 @@
 //! - https only, with the host's own trust or one named CA; plain http only to this host and to
 //!   link-local metadata services, and only if the caller asks for it ([`Settings::plain_http`]);
 //! - no redirect is followed, no cookie kept, nothing decompressed; the body is bounded
-//!   ([`REPLY_BYTES_MAX`]), and every request and every operation of several requests is bounded in
-//!   time ([`Deadline`]);
+//!   ([`REPLY_BYTES_MAX`]) unless it is read piece by piece ([`Client::open`]), and every request
+//!   and every operation of several requests is bounded in time ([`Deadline`]);
 //! - a status is never an error by itself: the provider knows what it means;
 //! - bodies are wiped; errors and `Debug` output have neither bodies nor headers.
 //!
@@ -59,6 +59,8 @@ const CA_FILE_BYTES_MAX: u64 = 1024 * 1024;
 const ATTEMPTS_MAX: u32 = 4;
 /// Wait before the second attempt if the service does not say; doubles with each.
 const BACKOFF: Duration = Duration::from_millis(200);
+/// 304, which is no redirect: what was asked for is as it was (RFC 9110, section 15.4.5).
+const NOT_MODIFIED: u16 = 304;
 /// Longest `Retry-After` that is believed.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 /// Headers in which services name a request, for both sides' logs.
@@ -147,6 +149,8 @@ pub fn to_json(value: &impl Serialize) -> Zeroizing<Vec<u8>> {
 pub struct Request<'a> {
     method: &'static str,
     url: &'a Url,
+    /// Instead of the URL's own, if it is not empty.
+    query: &'a str,
     headers: Vec<(&'static str, &'a str)>,
     body: &'a [u8],
     retried: &'a [u16],
@@ -155,7 +159,7 @@ pub struct Request<'a> {
 impl<'a> Request<'a> {
     /// `GET`.
     pub fn get(url: &'a Url) -> Self {
-        Self { method: "GET", url, headers: Vec::new(), body: &[], retried: &[] }
+        Self { method: "GET", url, query: "", headers: Vec::new(), body: &[], retried: &[] }
     }
 
     /// `POST` of anything; give its `Content-Type` as a header.
@@ -178,6 +182,13 @@ impl<'a> Request<'a> {
         Self::post(url, body).header("Content-Type", "application/x-www-form-urlencoded")
     }
 
+    /// With this query, encoded already, which may be a secret and is never shown.
+    #[must_use]
+    pub fn secret_query(mut self, query: &'a str) -> Self {
+        self.query = query;
+        self
+    }
+
     /// With this header.
     #[must_use]
     pub fn header(mut self, name: &'static str, value: &'a str) -> Self {
@@ -197,7 +208,11 @@ impl<'a> Request<'a> {
         let refuse = |what: &str| HttpError::Configuration {
             problem: format!("cannot ask {}: {what}", self.url.host()),
         };
-        let mut builder = HttpRequest::builder().method(self.method).uri(self.url.full());
+        let target = match self.query {
+            "" => Zeroizing::new(self.url.full()),
+            query => Zeroizing::new(format!("{}?{query}", self.url)),
+        };
+        let mut builder = HttpRequest::builder().method(self.method).uri(target.as_str());
         for (name, value) in &self.headers {
             let mut value = HeaderValue::from_str(value)
                 .map_err(|_| refuse(&format!("the value of {name} has line breaks or the like")))?;
@@ -212,6 +227,51 @@ impl fmt::Debug for Request<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.method, self.url)
     }
+}
+
+/// The head of a reply of any status but a redirect's, and its body to be read.
+pub struct Stream {
+    host: String,
+    status: u16,
+    headers: HeaderMap,
+    body: ureq::BodyReader<'static>,
+}
+
+impl Stream {
+    /// Its status.
+    pub fn status(&self) -> u16 {
+        self.status
+    }
+
+    /// The first header of this name, if it is ASCII.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        header(&self.headers, name)
+    }
+
+    /// As [`Reply::retry_after`].
+    pub fn retry_after(&self) -> Option<Duration> {
+        retry_after(&self.headers)
+    }
+
+    /// Reads some of the body; 0 at its end. Less than was announced is an error.
+    ///
+    /// # Errors
+    /// [`HttpError`].
+    pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize, HttpError> {
+        loop {
+            match self.body.read(buffer) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    return Err(HttpError::from_io(error, &self.host, self.host.clone()));
+                }
+                Ok(count) => return Ok(count),
+            }
+        }
+    }
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
 }
 
 /// A reply of any status but a redirect's.
@@ -231,7 +291,7 @@ impl Reply {
 
     /// The first header of this name, if it is ASCII.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name).and_then(|value| value.to_str().ok())
+        header(&self.headers, name)
     }
 
     /// All headers of this name that are ASCII.
@@ -384,6 +444,19 @@ impl Client {
     /// # Errors
     /// [`HttpError`].
     pub fn send_once(&self, request: &Request<'_>) -> Result<Reply, HttpError> {
+        let mut stream = self.open(request)?;
+        let body = read_body(&mut stream)?;
+        let retry_after = stream.retry_after();
+        let Stream { host, status, headers, .. } = stream;
+        Ok(Reply { host, status, headers, retry_after, body })
+    }
+
+    /// Sends `request` once, and leaves the body to be read. The request's time-out is for that,
+    /// too.
+    ///
+    /// # Errors
+    /// [`HttpError`].
+    pub fn open(&self, request: &Request<'_>) -> Result<Stream, HttpError> {
         let url = request.url;
         let allowed = url.is_https() || (self.settings.plain_http && url.is_local());
         if !allowed {
@@ -402,14 +475,12 @@ impl Client {
         let response = agent
             .run(request.build()?)
             .map_err(|error| HttpError::from_ureq(error, &host, proxy))?;
-        let (head, mut body) = response.into_parts();
+        let (head, body) = response.into_parts();
         let status = head.status.as_u16();
-        if head.status.is_redirection() {
+        if head.status.is_redirection() && status != NOT_MODIFIED {
             return Err(HttpError::Redirect { host, status });
         }
-        let body = read_body(&mut body.as_reader(), &host)?;
-        let retry_after = retry_after(&head.headers);
-        Ok(Reply { host, status, headers: head.headers, retry_after, body })
+        Ok(Stream { host, status, headers: head.headers, body: body.into_reader() })
     }
 }
 
@@ -468,20 +539,19 @@ impl Resolver for NameResolver {
 }
 
 /// Reads a whole body into one buffer that is wiped.
-fn read_body(body: &mut impl Read, host: &str) -> Result<Zeroizing<Vec<u8>>, HttpError> {
+fn read_body(stream: &mut Stream) -> Result<Zeroizing<Vec<u8>>, HttpError> {
     // One byte of room more than is allowed, and no growth: a buffer that moves leaves copies.
     let mut bytes = Zeroizing::new(vec![0; REPLY_BYTES_MAX + 1]);
     let mut length = 0;
     while length < bytes.len() {
-        match body.read(&mut bytes[length..]) {
-            Ok(0) => break,
-            Ok(count) => length += count,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(HttpError::from_io(error, host, host.to_owned())),
+        match stream.read(&mut bytes[length..])? {
+            0 => break,
+            count => length += count,
         }
     }
     if length > REPLY_BYTES_MAX {
-        return Err(HttpError::TooLarge { host: host.to_owned(), bytes_max: REPLY_BYTES_MAX });
+        let host = stream.host.clone();
+        return Err(HttpError::TooLarge { host, bytes_max: REPLY_BYTES_MAX });
     }
     bytes.truncate(length);
     Ok(bytes)

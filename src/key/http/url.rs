@@ -8,8 +8,12 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use zeroize::Zeroizing;
+
 /// Longest URL, in bytes.
 const URL_BYTES_MAX: usize = 1024;
+/// Longest query of a download, in bytes; that of a shared access signature has some hundreds.
+const QUERY_BYTES_MAX: usize = 4096;
 /// Longest host name, in bytes (RFC 1035, section 2.3.4, without the trailing dot).
 const HOST_BYTES_MAX: usize = 253;
 /// Longest label of a host name, in bytes.
@@ -57,11 +61,41 @@ impl Url {
                 _ => "a backslash is not allowed",
             }));
         }
+        let url = Self::of_parts(https, rest)?;
+        check_path(&url.path)?;
+        Ok(url)
+    }
+
+    /// Reads the URL of something to download. Its path may be percent-encoded, and is sent as it
+    /// is; its query, which may be a secret such as a shared access signature, comes apart.
+    ///
+    /// # Errors
+    /// [`UrlError`].
+    pub fn parse_download(text: &str) -> Result<(Self, Zeroizing<String>), UrlError> {
+        let (place, query) = text.split_once('?').unwrap_or((text, ""));
+        if place.len() > URL_BYTES_MAX || query.len() > QUERY_BYTES_MAX {
+            return Err(UrlError("it is too long"));
+        }
+        if !query.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"#<>\\^`{|}".contains(&byte)) {
+            return Err(UrlError("the query has characters that must be percent-encoded"));
+        }
+        let (scheme, rest) = place.split_once("://").ok_or(UrlError("begin with https://"))?;
+        let https = match scheme.to_ascii_lowercase().as_str() {
+            "https" => true,
+            "http" => false,
+            _ => return Err(UrlError("begin with https://")),
+        };
+        let url = Self::of_parts(https, rest)?;
+        check_encoded_path(&url.path)?;
+        Ok((url, Zeroizing::new(query.to_owned())))
+    }
+
+    /// Of what is behind `://`; the path is the caller's to check.
+    fn of_parts(https: bool, rest: &str) -> Result<Self, UrlError> {
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let (host, port) = split_port(authority)?;
         let (host, address) = parse_host(&host.to_ascii_lowercase())?;
         let port = port.unwrap_or(if https { 443 } else { 80 });
-        check_path(path)?;
         let path = if path == "/" { "" } else { path };
         Ok(Self { https, host, address, port, path: path.to_owned(), query: String::new() })
     }
@@ -248,6 +282,29 @@ fn check_path(path: &str) -> Result<(), UrlError> {
     Ok(())
 }
 
+/// The same for a path that may be percent-encoded (RFC 3986, section 3.3).
+fn check_encoded_path(path: &str) -> Result<(), UrlError> {
+    for segment in path.split('/').skip(1) {
+        if matches!(segment, "." | "..") {
+            return Err(UrlError("path segments . and .. are not allowed"));
+        }
+        let mut bytes = segment.bytes();
+        while let Some(byte) = bytes.next() {
+            if byte == b'%' {
+                let digits = [bytes.next(), bytes.next()].map(Option::unwrap_or_default);
+                if !digits.iter().all(u8::is_ascii_hexdigit) {
+                    return Err(UrlError(
+                        "a percent sign in the path is not followed by two digits",
+                    ));
+                }
+            } else if !is_unreserved(byte) && !b"!$&'()*+,;=:@".contains(&byte) {
+                return Err(UrlError("the path has characters that must be percent-encoded"));
+            }
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -341,6 +398,32 @@ mod tests {
             ("http://[fec0::1]", false),
         ] {
             assert_eq!(Url::parse(text).expect(text).is_local(), expected, "{text}");
+        }
+    }
+
+    /// The query of a download comes apart, and is in nothing that is shown; its path may be
+    /// encoded. What has two readings is refused here, too.
+    #[test]
+    fn downloads() {
+        let text = "https://a.blob.core.windows.net/c/my%20app.zip?sv=1&sig=s3cret%2B%3D";
+        let (url, query) = Url::parse_download(text).expect("a URL");
+        assert_eq!(url.to_string(), "https://a.blob.core.windows.net/c/my%20app.zip");
+        assert_eq!(query.as_str(), "sv=1&sig=s3cret%2B%3D");
+        assert!(!format!("{url:?}").contains("s3cret"));
+        for (text, words) in [
+            ("a/b.zip", "begin with https"),
+            ("ftp://a/b.zip", "begin with https"),
+            ("https://u:p@a/b.zip", "port"),
+            ("https://a/../b.zip", ".."),
+            ("https://a/b%2.zip", "two digits"),
+            ("https://a/b c.zip", "path has characters"),
+            ("https://a/b\u{e4}.zip", "path has characters"),
+            ("https://a/b.zip#x", "path has characters"),
+            ("https://a/b.zip?x y", "query has characters"),
+            ("https://a/b.zip?x#y", "query has characters"),
+        ] {
+            let error = Url::parse_download(text).expect_err(text).to_string();
+            assert!(error.contains(words), "{text:?}: {error}");
         }
     }
 
