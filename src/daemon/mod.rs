@@ -223,7 +223,7 @@ fn serve_until_unmounted(
     if companion.is_some() {
         caught.extend(SIGNALS_HANDED_ON);
     }
-    let mut signals = Signals::catch(&caught).map_err(failed("catch signals"))?;
+    let signals = Signals::catch(&caught).map_err(failed("catch signals"))?;
     let session = Session::mount(tree, &mountpoint, &options)?;
     log::info!("mounted {} at {}", options.source.display(), mountpoint.display());
     if let Some(keyed) = &keyed {
@@ -240,25 +240,8 @@ fn serve_until_unmounted(
         }
         None => None,
     };
-    let (place, told) = (mountpoint.clone(), companion.clone());
-    let watch = std::thread::Builder::new().name("atrest-signals".to_owned());
-    let watched = watch.spawn(move || {
-        while let Ok(signal) = signals.wait() {
-            if signal == Signal::SIGHUP {
-                logging::reopen();
-            }
-            match (signal, &told) {
-                (Signal::SIGTERM | Signal::SIGINT, _) => {
-                    log::info!("{signal}: unmounting");
-                    told.iter().for_each(|companion| companion.stop());
-                    unmount_at_last(&place);
-                }
-                (signal, Some(companion)) => companion.signal(signal),
-                _ => {}
-            }
-        }
-    });
-    watched.map_err(failed("start a thread"))?;
+    watch_signals(signals, mountpoint.clone(), companion.clone())
+        .map_err(failed("start a thread"))?;
     // The first answer proves that the mount works: only then is it announced.
     let probe = std::thread::Builder::new().name("atrest-ready".to_owned());
     let (living, caches) = (companion.clone(), session.caches().clone());
@@ -287,6 +270,33 @@ fn serve_until_unmounted(
     served
 }
 
+fn watch_signals(
+    mut signals: Signals,
+    mountpoint: PathBuf,
+    companion: Option<Arc<dyn Companion>>,
+) -> io::Result<()> {
+    let watch = std::thread::Builder::new().name("atrest-signals".to_owned());
+    let watched = watch.spawn(move || {
+        while let Ok(signal) = signals.wait() {
+            if signal == Signal::SIGHUP {
+                logging::reopen();
+            }
+            match (signal, &companion) {
+                (Signal::SIGTERM | Signal::SIGINT, _) => {
+                    log::info!("{signal}: unmounting");
+                    companion.iter().for_each(|companion| companion.stop());
+                    unmount_at_last(&mountpoint);
+                }
+                (signal, Some(companion)) => companion.signal(signal),
+                _ => {}
+            }
+        }
+    });
+    watched.map(drop)
+}
+
+/// Puts the mount on record.
+///
 /// # Errors
 /// It could not be, and nothing may be done without: the mount is gone again.
 fn put_on_record(keyed: &Keyed, mountpoint: &Path) -> Result<(), Error> {

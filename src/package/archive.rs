@@ -144,7 +144,8 @@ fn kind(record: &Central, is_directory: bool) -> Result<u32, &'static str> {
         _ => 0,
     };
     match (written, is_directory) {
-        (0 | libc::S_IFDIR, true) => Ok(libc::S_IFDIR),
+        // Some makers of jars give directories the mode of a file; the slash decides, as for unzip.
+        (0 | libc::S_IFDIR | libc::S_IFREG, true) => Ok(libc::S_IFDIR),
         (0 | libc::S_IFREG, false) => Ok(libc::S_IFREG),
         (libc::S_IFLNK, false) => Ok(libc::S_IFLNK),
         (libc::S_IFDIR, false) | (_, true) => {
@@ -190,7 +191,8 @@ fn sizes(
 /// Permission bits. Those that give somebody else's rights are left out, as unzip does.
 fn permissions(record: &Central, kind: u32) -> u16 {
     let mode = record.attributes >> 16;
-    let is_unix = matches!(record.host, UNIX | MACOS) && mode != 0;
+    let is_other = mode & libc::S_IFMT != 0 && mode & libc::S_IFMT != kind;
+    let is_unix = matches!(record.host, UNIX | MACOS) && mode != 0 && !is_other;
     match kind {
         libc::S_IFLNK => 0o777,
         _ if is_unix => (mode & 0o777) as u16,

@@ -51,6 +51,8 @@ fn modes() {
     assert_eq!(mode(Member { host: 0, attributes: 16, ..directory("d/") }), 0o755);
     assert_eq!(mode(Member { attributes: 0o040700 << 16, ..directory("d/") }), 0o700);
     assert_eq!(mode(link("l", "x")), 0o777);
+    let of_file = Member { attributes: 0o100644 << 16, ..directory("d/") };
+    assert_eq!(mode(of_file), 0o755, "a directory by its slash has not the mode of a file");
 }
 
 #[test]

@@ -120,7 +120,8 @@ fn digest(bytes: &[u8]) -> bool {
             let mut other = Vec::new();
             // A stream that has given all of the file, and is right so far, may lack its end mark.
             let ended = flate2::read::DeflateDecoder::new(stream).read_to_end(&mut other);
-            let is_only_unended = ended.is_err_and(|error| error.kind() == ErrorKind::UnexpectedEof);
+            let is_only_unended =
+                ended.is_err_and(|error| error.kind() == ErrorKind::UnexpectedEof);
             assert!(is_only_unended || other.len() == whole.len(), "{path}: it is not sound");
             assert!(other == whole, "{path}: another decompressor makes something else of it");
         }

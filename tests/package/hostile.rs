@@ -162,8 +162,8 @@ fn kinds() {
         ("device", of(0o060644), "is a device, FIFO or socket"),
         ("directory by mode", of(0o040755), "is a directory by its name, or by its mode"),
         (
-            "file by mode",
-            zip(&[Member { attributes: 0o100644 << 16, ..directory("d/") }]),
+            "link by mode",
+            zip(&[Member { attributes: 0o120777 << 16, ..directory("d/") }]),
             "is a directory by its name, or by its mode",
         ),
         (

@@ -90,7 +90,7 @@ fn unusable(path: &Path, what: &str, error: &minisign_verify::Error) -> Failure 
 mod tests {
     use super::*;
 
-    /// Lines as sha256sum writes them, of several packages; what is ambiguous or unclear is refused.
+    /// Lines as sha256sum writes them, of several packages; what is ambiguous or unclear is not.
     #[test]
     fn lines() {
         let (a, b) = ("a".repeat(64), "b".repeat(64));
