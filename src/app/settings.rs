@@ -263,6 +263,10 @@ impl<'de> Visitor<'de> for TextVisitor {
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
         Ok(Zeroizing::new(text.to_owned()))
     }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
+        Err(E::custom("null is no value; write \"\", or leave the setting out"))
+    }
 }
 
 /// One of an exported list.
@@ -343,7 +347,7 @@ mod tests {
             ("A=\0s3cret", 1, 3, "NUL"),
             ("{\"A\": \"s3cret\"", 1, 14, "ends too early"),
             ("{\n  \"A\": s3cret\n}", 2, 8, "not JSON"),
-            ("{\n  \"A\": 5\n}", 2, 9, "text in double quotes"),
+            ("{\n  \"A\": 5\n}", 2, 8, "text in double quotes"),
             ("{\"A\": {\"s3cret\": 1}}", 1, 7, "text in double quotes"),
             ("{\"A\": [\"s3cret\"]}", 1, 7, "text in double quotes"),
             ("{\"A\": null}", 1, 10, "null"),
