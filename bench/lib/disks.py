@@ -15,16 +15,21 @@ MIB = 1 << 20
 class Disk:
     """An ext4 in a file, mounted or not."""
 
-    def __init__(self, folder, size_bytes):
+    def __init__(self, folder, size_bytes, sparse=False, inode_count=None):
         self.image = folder / "disk"
         self.path = folder / "mnt"
         self.device = None
         folder.mkdir()
         self.path.mkdir()
-        write_zeros(self.image, size_bytes)
+        if sparse:
+            with open(self.image, "wb") as image:
+                image.truncate(size_bytes)
+        else:
+            write_zeros(self.image, size_bytes)
+        inodes = ["-N", str(inode_count)] if inode_count else ["-i", "8192"]
         # Everything written now is not written in the middle of a measurement.
-        run(["mkfs.ext4", "-q", "-F", "-O", "encrypt", "-i", "8192",
-             "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard", self.image])
+        run(["mkfs.ext4", "-q", "-F", "-O", "encrypt", *inodes, "-E",
+              "lazy_itable_init=0,lazy_journal_init=0,nodiscard", self.image])
 
     def attach(self):
         device = run(["losetup", "--find", "--show", "--direct-io=on", self.image]).strip()

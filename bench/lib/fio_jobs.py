@@ -51,18 +51,19 @@ def metric_of(name):
 
 
 def fio(name, peer, setup):
-    """Runs a job file in the mount: what fio says of both directions together, whose time includes
-    the final fsync."""
+    """Runs a job file in the mount: MiB a second in both directions together, in the whole time, of
+    which a final fsync is a part; or synced writes a second, of all writers."""
     answer = run(["fio", "--output-format=json", f"--directory={peer.mount}", FOLDER / f"{name}.fio"],
                  env=setup.fio_environment(), cwd=setup.scratch, limit_seconds=setup.limit_seconds)
     done = json.loads(answer[answer.index("{"):])["jobs"][0]
     if done["error"]:
         raise Failure(f"fio reports error {done['error']}")
-    seconds = done["job_runtime"] / 1000 / (16 if name.endswith("_w16") else 1)
+    seconds = done["job_runtime"] / 1000
     if not seconds:
         raise Failure("fio took no time at all: too little work to measure")
     if name.startswith("fsync_"):
-        return done["write"]["total_ios"] / seconds
+        # The time of a group of writers is their sum.
+        return done["write"]["iops"]
     return (done["read"]["io_bytes"] + done["write"]["io_bytes"]) / MIB / seconds
 
 

@@ -87,7 +87,9 @@ class Measurement:
                 continue
             for peer in self.peers[shift:] + self.peers[:shift]:
                 limit = peer.kind.rounds_max or self.options.rounds
-                if number < limit and peer.name not in self.results.failures.get(name, {}):
+                wanted = JOBS[name].peers is None or peer.name in JOBS[name].peers
+                failed = peer.name in self.results.failures.get(name, {})
+                if wanted and number < limit and not failed:
                     self.sample(number, JOBS[name], peer)
 
     def sample(self, number, job, peer):
@@ -97,10 +99,11 @@ class Measurement:
             if absent:
                 raise Failure(f"not installed: {', '.join(absent)} (bench/run --install)")
             peer.up()
-            for metric, value in job.run(peer, self.setup).items():
-                self.results.add(metric, peer.name, number, value)
-                say(f"{self.clock()} round {number + 1}/{self.options.rounds}  {metric:28} "
-                    f"{peer.name:12} {value:10.4g} {unit(metric)}")
+            for values in job.run(peer, self.setup):
+                for metric, value in values.items():
+                    self.results.add(metric, peer.name, number, value)
+                    say(f"{self.clock()} round {number + 1}/{self.options.rounds}  {metric:28} "
+                        f"{peer.name:12} {value:10.4g} {unit(metric)}")
         except (Failure, OSError) as error:
             self.results.fail(job.name, peer.name, " ".join(str(error).split()))
             say(f"{self.clock()} failed: {job.name} on {peer.name}: {error}")
@@ -229,6 +232,10 @@ if __name__ == "__main__":
         sys.exit(main(sys.argv[1:]))
     except Failure as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:
+        # Whoever read the output has had enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

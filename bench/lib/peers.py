@@ -47,10 +47,10 @@ KINDS = {kind.name: kind for kind in [
 class Peer:
     """A kind of peer on a disk of its own, mounted while it is measured."""
 
-    def __init__(self, kind, scratch, disk_bytes):
+    def __init__(self, kind, scratch, disk_bytes, **more):
         self.kind = kind
         self.name = kind.name
-        self.disk = Disk(scratch / kind.name, disk_bytes)
+        self.disk = Disk(scratch / kind.name, disk_bytes, **more)
         self.directory = self.disk.path / "volume"
         self.mount = self.directory / "mnt"
         self.mounted = False

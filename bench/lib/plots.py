@@ -25,7 +25,8 @@ def draw(directory, results, record):
         if script is None:
             continue
         try:
-            run(["gnuplot", "-"], stdin=as_file(directory, script), limit_seconds=60, cwd=directory,
+            (directory / "plot.gnuplot").write_text(script)
+            run(["gnuplot", "plot.gnuplot"], limit_seconds=60, cwd=directory,
                 env={"LC_ALL": "C", "PATH": "/usr/bin:/bin", "OUTPUT": name})
         except Failure as error:
             print(f"warning: no {name}: {error}", flush=True)
@@ -33,12 +34,6 @@ def draw(directory, results, record):
             drawn.append(name)
     (directory / "plot.gnuplot").unlink(missing_ok=True)
     return drawn
-
-
-def as_file(directory, script):
-    path = directory / "plot.gnuplot"
-    path.write_text(script)
-    return open(path, encoding="utf-8")
 
 
 def quoted(text):

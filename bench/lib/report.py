@@ -10,6 +10,7 @@ from goals import GOALS, judge
 from jobs import JOBS, descriptions, job_of
 from peers import KINDS
 from samples import EQUAL, NOISY, unit
+from shell import Failure
 
 NOISE_MARK = "~"
 README_COLUMNS = ["ext4", "passthrough", "gocryptfs", "atrest-gcm", "atrest-xts", "atrest-stub"]
@@ -199,13 +200,13 @@ def publish(path, results, record, directory):
     before, middle, rest = text.partition(MARKERS[0])
     _, end, after = rest.partition(MARKERS[1])
     if not middle or not end:
-        raise ValueError(f"{path} has no {MARKERS[0]} followed by {MARKERS[1]}")
+        raise Failure(f"{path} has no {MARKERS[0]} followed by {MARKERS[1]}")
     name = re.sub(r".*/(bench/results/)", r"\1", str(directory))
-    unmet = [goal for goal in GOALS if (judge(results, goal) or (0, ""))[1] == "lost"]
+    verdicts = [found[1] for found in (judge(results, goal) for goal in GOALS) if found]
     table = "\n\n".join(part for part in (goals_table(results, record), xts_table(results)) if part)
     note = (f"Medians of {record['rounds_done']} interleaved rounds of `{record['command']}`, each peer on a "
             f"disk of its own, cold: not even the disk's blocks are cached. In parentheses what is to be "
-            f"reached: {len(unmet)} of {len(GOALS)} goals are lost. {NOISE_MARK}: noisy. "
+            f"reached: {verdicts.count('lost')} of {len(verdicts)} goals are lost. {NOISE_MARK}: noisy. "
             f"{machine_line(record['machine'])}. Everything: [{name}]({name}).")
     path.write_text(f"{before}{MARKERS[0]}\n\n{table}\n\n{note}\n\n{MARKERS[1]}{after}")
 

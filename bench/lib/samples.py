@@ -27,9 +27,9 @@ def describe(values):
             "stddev": statistics.stdev(values) if len(values) > 1 else 0.0}
 
 
-def is_time(metric):
+def is_cost(metric):
     """Whether less is better: metrics carry their unit at the end."""
-    return unit(metric) in ("s", "ms", "MiB")
+    return unit(metric) in ("s", "ms", "µs", "MiB")
 
 
 def unit(metric):
@@ -41,12 +41,12 @@ def unit(metric):
 
 
 # Longest first.
-UNITS = {"_mib_s": "MiB/s", "_per_s": "/s", "_mib": "MiB", "_ms": "ms", "_s": "s"}
+UNITS = {"_mib_s": "MiB/s", "_per_s": "/s", "_mib": "MiB", "_ms": "ms", "_us": "µs", "_s": "s"}
 
 
 def speed(metric, mine, other):
     """How many times as fast the first is: above 1 is a win, whatever the unit."""
-    top, bottom = (other, mine) if is_time(metric) else (mine, other)
+    top, bottom = (other, mine) if is_cost(metric) else (mine, other)
     return top / bottom if bottom else float("inf")
 
 
