@@ -18,6 +18,9 @@ use std::time::Instant;
 /// How many files `fill` makes in each directory.
 const FILES_PER_DIRECTORY: u64 = 1000;
 
+/// What is done to each file.
+type Operation = dyn Fn(&Path) -> io::Result<()> + Sync;
+
 const USAGE: &str = "usage: meta DIRECTORY THREADS FILES BYTES\n       \
                      meta fill DIRECTORY FIRST COUNT BYTES";
 
@@ -63,7 +66,7 @@ fn measure(directory: &Path, threads: u64, files: u64, bytes: u64) -> io::Result
     let create = |path: &Path| write_new(path, &content);
     let stat = |path: &Path| fs::metadata(path).map(drop);
     let unlink = |path: &Path| fs::remove_file(path);
-    let phases: [(&str, &(dyn Fn(&Path) -> io::Result<()> + Sync)); 3] =
+    let phases: [(&str, &Operation); 3] =
         [("create", &create), ("stat", &stat), ("unlink", &unlink)];
     for (name, operation) in phases {
         let seconds = phase(directory, threads, each, operation)?;
@@ -75,12 +78,7 @@ fn measure(directory: &Path, threads: u64, files: u64, bytes: u64) -> io::Result
 /// Does one operation on all files, by all threads; returns the seconds from when the first starts to
 /// when the last has done. The threads look at the clock themselves: on a busy machine this one may
 /// wake up when they have done.
-fn phase(
-    directory: &Path,
-    threads: u64,
-    each: u64,
-    operation: &(dyn Fn(&Path) -> io::Result<()> + Sync),
-) -> io::Result<f64> {
+fn phase(directory: &Path, threads: u64, each: u64, operation: &Operation) -> io::Result<f64> {
     let together = Barrier::new(threads as usize);
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads)

@@ -89,7 +89,9 @@ class Measurement:
                 limit = peer.kind.rounds_max or self.options.rounds
                 wanted = JOBS[name].peers is None or peer.name in JOBS[name].peers
                 failed = peer.name in self.results.failures.get(name, {})
-                if wanted and number < limit and not failed:
+                if peer.broken and wanted and not failed:
+                    self.results.fail(name, peer.name, peer.broken)
+                elif wanted and number < limit and not failed:
                     self.sample(number, JOBS[name], peer)
 
     def sample(self, number, job, peer):
@@ -110,15 +112,12 @@ class Measurement:
         self.rest(peer)
 
     def rest(self, peer):
-        """A peer that cannot be unmounted would be in the way of all that follow."""
+        """A peer that cannot be unmounted is left alone from then on, and cleaned up at the end."""
         try:
             peer.rest()
-        except Failure:
-            time.sleep(5)
-            try:
-                peer.rest()
-            except Failure as error:
-                raise Failure(f"{peer.name} cannot be unmounted: {error}") from None
+        except (Failure, OSError) as error:
+            peer.broken = f"it could not be unmounted: {' '.join(str(error).split())}"
+            say(f"{self.clock()} left out from here: {peer.name}: {peer.broken}")
 
     def clock(self):
         return f"{datetime.timedelta(seconds=int(time.monotonic() - self.started))}"
@@ -167,7 +166,7 @@ def measure(options):
     finally:
         for peer in peers:
             peers_module.close_peer(peer, say)
-        clean(scratch)
+        peers_module.clean(scratch, say)
         if "rounds_done" not in record:
             shutil.rmtree(directory, ignore_errors=True)
     return finish(options, directory, record, results, old)
@@ -195,18 +194,6 @@ def make_scratch(options):
         return scratch
     except OSError as error:
         raise Failure(f"cannot work in {options.scratch}: {error.strerror}; choose another --scratch") from None
-
-
-def clean(scratch):
-    """A mount that is still there must not be emptied."""
-    if scratch is None:
-        return
-    mounts = [line.split()[4] for line in machine.text("/proc/self/mountinfo").splitlines()]
-    left = [path for path in mounts if path.startswith(f"{scratch}/")]
-    if left:
-        say(f"warning: still mounted, left alone: {', '.join(left)}")
-    else:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def main(words):

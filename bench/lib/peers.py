@@ -54,6 +54,8 @@ class Peer:
         self.directory = self.disk.path / "volume"
         self.mount = self.directory / "mnt"
         self.mounted = False
+        # Why it is not to be used any more.
+        self.broken = None
         self.disk.attach()
         try:
             volume = "plain" if kind.name == "ext4" else kind.name
@@ -66,8 +68,12 @@ class Peer:
         if self.mounted:
             return
         self.disk.attach()
+        try:
+            run([VOLUME, "mount", self.directory])
+        except BaseException:
+            self.disk.detach()
+            raise
         self.mounted = True
-        run([VOLUME, "mount", self.directory])
         # A symlink for a plain directory, which fio would refuse.
         self.mount = (self.directory / "mnt").resolve()
 
@@ -129,12 +135,23 @@ def open_peers(names, scratch, disk_bytes, say):
 
 
 def close_peer(peer, say):
-    """Unmounts whatever is there; says what stays."""
+    """Unmounts whatever is there; what stays is for the clean-up at the end."""
     try:
         peer.down()
         peer.disk.image.unlink(missing_ok=True)
     except (Failure, OSError) as error:
         say(f"warning: {peer.name}: {error}")
+
+
+def clean(scratch, say):
+    """Unmounts, detaches and ends what is left below a directory, and removes it."""
+    if scratch is None:
+        return
+    script = 'set -euo pipefail; source "$1/scripts/common.sh"; clean_below "$2"'
+    try:
+        run(["bash", "-c", script, "bash", ROOT, scratch], limit_seconds=300)
+    except Failure as error:
+        say(f"warning: there was something left: {error}")
 
 
 def versions(peers):

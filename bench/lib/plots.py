@@ -77,8 +77,8 @@ def growth(results, record, title, axis, points):
         if len(found) > 1:
             name = peer.replace("-", "_")
             blocks.append(f"${name} << EOD\n" + "\n".join(f"{x} {y:.6g}" for x, y in found) + "\nEOD\n")
-            lines.append(f"${name} using 1:2 with linespoints lw 2 pt 7 title {quoted(KINDS[peer].title)} "
-                         f"lc rgb '{COLOURS[peer]}'")
+            lines.append(f"${name} using 1:2 with linespoints lw 2 pt 7 lc rgb '{COLOURS[peer]}' "
+                         f"title {quoted(KINDS[peer].title)}")
     if not lines:
         return None
     ticks = ", ".join(f"{quoted(label(x))} {x}" for x, _ in points)

@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -233,6 +234,10 @@ class Reports(unittest.TestCase):
         script = plots.growth(results, self.record, title, axis, points)
         self.assertIn('"10M" 10000000', script)
         self.assertIn("$atrest_gcm using 1:2", script)
+        if shutil.which("gnuplot"):
+            with tempfile.TemporaryDirectory() as folder:
+                drawn = plots.draw(pathlib.Path(folder), results, self.record)
+            self.assertEqual(drawn, ["growth_files_mount_ms.svg"])
 
     def test_publish(self):
         with tempfile.TemporaryDirectory() as folder:
