@@ -43,6 +43,13 @@ def label(number):
     return str(number)
 
 
+def disk_bytes(name, size):
+    """How big the disk of a job is: for files, their inodes and what daemons make of them."""
+    if name == "growth_files":
+        return max(GIB, size.growth_files[-1] * 3000)
+    return max(GIB, (size.growth_mib[-1] + 1024) * (1 << 20) * 11 // 10)
+
+
 class Grown:
     """A peer on a disk that is big enough, for one job."""
 
@@ -100,9 +107,8 @@ def named(prefix, point, values):
       for n in FILE_POINTS for name, text in FILES.items()}, "growth", peers=PEERS)
 def growth_files(peer, setup):
     points = setup.size.growth_files
-    # ext4 has as many inodes as it was made with; the rest is room for what daemons make of them.
-    size_bytes = max(GIB, points[-1] * 3000)
-    with Grown(peer, setup, size_bytes, inode_count=points[-1] * 5 // 4 + 20_000) as grown:
+    # ext4 has as many inodes as it was made with.
+    with Grown(peer, setup, disk_bytes("growth_files", setup.size), inode_count=points[-1] * 5 // 4 + 20_000) as grown:
         have, drawn = 0, random.Random(7)
         directory = grown.mount / "files"
         directory.mkdir()
@@ -124,7 +130,7 @@ def growth_files(peer, setup):
       for n in BYTE_POINTS for name, text in BYTES.items()}, "growth", peers=PEERS)
 def growth_bytes(peer, setup):
     points = setup.size.growth_mib
-    with Grown(peer, setup, max(GIB, (points[-1] + 1024) * (1 << 20) * 11 // 10)) as grown:
+    with Grown(peer, setup, disk_bytes("growth_bytes", setup.size)) as grown:
         have, drawn = 0, random.Random(7)
         for point in points:
             # In files of at most 256 MiB, none of them shorter than a page.

@@ -14,7 +14,7 @@ import compare
 import fio_jobs  # noqa: F401 - these register their jobs, in this order
 import tree_jobs  # noqa: F401
 import program_jobs  # noqa: F401
-import growth  # noqa: F401
+import growth
 import machine
 import options as command_line
 import peers as peers_module
@@ -22,7 +22,7 @@ import report
 from disks import MIB, require_space
 from jobs import JOBS
 from samples import Results, unit
-from setup import Setup
+from setup import SIZES, Setup
 from shell import ROOT, Failure, missing, run
 
 REGRESSED = 3
@@ -145,10 +145,10 @@ def measure(options):
         if not options.no_build:
             build(options)
         scratch = make_scratch(options)
-        require_space(scratch, len(options.peers) * command_line.SIZES[options.size].disk_mib * MIB)
+        each_bytes, grown_bytes = disks_needed(options)
+        require_space(scratch, len(options.peers) * each_bytes + grown_bytes)
         setup = Setup(options.size, options.tree, scratch)
-        peers, unavailable = peers_module.open_peers(
-            options.peers, scratch, setup.size.disk_mib * MIB, say)
+        peers, unavailable = peers_module.open_peers(options.peers, scratch, each_bytes, say)
         if not peers:
             raise Failure("no peer can be measured here")
         record = {"date": now.strftime("%Y-%m-%d %H:%M UTC"), "machine": machine.facts(scratch),
@@ -184,6 +184,15 @@ def finish(options, directory, record, results, old):
     if old and compare.report(old[1], results, say):
         code = code or REGRESSED
     return code
+
+
+def disks_needed(options):
+    """Bytes of the disk of each peer, and of the one at a time of the jobs about growth, beside which
+    the former have nothing to do."""
+    size = SIZES[options.size]
+    grown = [growth.disk_bytes(name, size) for name in options.jobs if JOBS[name].growth]
+    alone = len(grown) == len(options.jobs)
+    return min(size.disk_mib, SIZES["tiny"].disk_mib if alone else size.disk_mib) * MIB, max(grown, default=0)
 
 
 def make_scratch(options):
