@@ -38,6 +38,12 @@ GOALS = [
 GOALS += [Goal(f"XTS: {text}", metric_of(name), "fscrypt", 0.7, peer="atrest-xts")
           for name, (_, _, text) in FIO_JOBS.items()]
 
+# What is bounded: title, metric, at most.
+LIMITS = [
+    ("memory of the daemon at 10 million files", "growth_files_10000000_rss_mib", 256),
+    ("mounting a volume of 10 million files", "growth_files_10000000_mount_ms", 2000),
+]
+
 # What `bench/run` measures unless it is told: the jobs of the table.
 GOAL_JOBS = ["stream_write", "stream_read_cold", "rand_read_4k_q16_cold", "rand_write_4k",
              "fsync_write_4k", "fsync_write_4k_w16", "dd_512", "untar", "cp_a", "ls_lr", "find",

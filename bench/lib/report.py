@@ -6,7 +6,7 @@ import json
 import re
 
 import plots
-from goals import GOALS, judge
+from goals import GOALS, LIMITS, judge
 from jobs import JOBS, descriptions, job_of
 from peers import KINDS
 from samples import EQUAL, NOISY, unit
@@ -69,6 +69,17 @@ def xts_table(results):
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
+def limits_table(results):
+    """What is bounded at a size, whatever others do."""
+    lines = ["| What | | atrest (at most) |", "|---|---|---|"]
+    for title, metric, at_most in LIMITS:
+        median = results.median(metric, "atrest-gcm")
+        if median is not None:
+            shown = f"{median:.4g}" if median <= at_most else f"**{median:.4g} lost**"
+            lines.append(f"| {title} | {unit(metric)} | {shown} ({at_most:g}) |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
 def full_table(results, record):
     """Every metric, every peer."""
     peers, unavailable = record["peers"], record["unavailable"]
@@ -128,7 +139,7 @@ def left_out(record):
 
 def summary(results, record):
     parts = [goals_table(results, record)] if any(g.metric in results.values for g in GOALS) else []
-    parts += [xts_table(results), full_table(results, record), ratio_table(results, record)]
+    parts += [xts_table(results), limits_table(results), full_table(results, record), ratio_table(results, record)]
     note = (f"Medians of {record['rounds_done']} interleaved rounds of size {record['sizes']['size']}, each "
             f"peer on a disk of its own. Ratios are medians of the rounds' own, as times as fast; one "
             f"below its goal, without a goal below {1 - EQUAL:g}, is lost. {NOISE_MARK}: noisy, a typical "
@@ -154,8 +165,8 @@ Versions: {machine['fio']}; {machine['rustc']}.
 
 {versions}
 
-Sizes ({sizes['size']}): streams {sizes['stream_mib']} MiB, random I/O on {sizes['random_mib']} MiB of as \
-much, commits {sizes['commit_mib']} MiB, dd {sizes['dd_mib']} MiB, {sizes['files']} files, timed jobs \
+Sizes ({sizes['size']}): streams {sizes['stream_mib']} MiB, random I/O of {sizes['random_mib']} MiB on \
+files as large, commits {sizes['commit_mib']} MiB, dd {sizes['dd_mib']} MiB, {sizes['files']} files, timed jobs \
 {sizes['seconds']} s, a tree of {sizes['tree_entries']} entries and {sizes['tree_mib']} MiB, disks of \
 {sizes['disk_mib']} MiB.
 
@@ -203,7 +214,8 @@ def publish(path, results, record, directory):
         raise Failure(f"{path} has no {MARKERS[0]} followed by {MARKERS[1]}")
     name = re.sub(r".*/(bench/results/)", r"\1", str(directory))
     verdicts = [found[1] for found in (judge(results, goal) for goal in GOALS) if found]
-    table = "\n\n".join(part for part in (goals_table(results, record), xts_table(results)) if part)
+    parts = [goals_table(results, record), xts_table(results), limits_table(results)]
+    table = "\n\n".join(part for part in parts if part)
     note = (f"Medians of {record['rounds_done']} interleaved rounds of `{record['command']}`, each peer on a "
             f"disk of its own, cold: not even the disk's blocks are cached. In parentheses what is to be "
             f"reached: {verdicts.count('lost')} of {len(verdicts)} goals are lost. {NOISE_MARK}: noisy. "

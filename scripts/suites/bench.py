@@ -25,7 +25,7 @@ import report  # noqa: E402
 import samples  # noqa: E402
 import shell  # noqa: E402
 from fio_jobs import FIO_JOBS, metric_of  # noqa: E402
-from goals import GOAL_JOBS, GOALS, Goal, judge  # noqa: E402
+from goals import GOAL_JOBS, GOALS, LIMITS, Goal, judge  # noqa: E402
 from jobs import JOBS, descriptions  # noqa: E402
 
 
@@ -91,6 +91,7 @@ class Statistics(unittest.TestCase):
     def test_every_goal_is_measured(self):
         known = set(descriptions())
         self.assertEqual({goal.metric for goal in GOALS} - known, set())
+        self.assertEqual({metric for _, metric, _ in LIMITS} - known, set())
         measured = {metric for name in GOAL_JOBS for metric in JOBS[name].metrics}
         self.assertEqual({g.metric for g in GOALS if g.peer == "atrest-gcm"} - measured, set())
 
@@ -210,6 +211,12 @@ class Reports(unittest.TestCase):
         self.assertIn("passthrough **0.50 lost** (1); gocryptfs 5.00 (3)", text)
         self.assertIn("gocryptfs 14.00~ (10)", text)
         self.assertIn("14~", text)
+        self.assertEqual(report.limits_table(self.results), "")
+        for metric, value in (("growth_files_10000000_rss_mib", 300), ("growth_files_10000000_mount_ms", 90)):
+            self.results.add(metric, "atrest-gcm", 0, value)
+        text = report.limits_table(self.results)
+        self.assertIn("| **300 lost** (256) |", text)
+        self.assertIn("| 90 (2000) |", text)
 
     def test_files(self):
         with tempfile.TemporaryDirectory() as folder:
