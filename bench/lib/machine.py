@@ -29,12 +29,23 @@ def facts(scratch):
         "cpu_flags": sorted(names & {"aes", "vaes", "avx2", "avx512f", "vpclmulqdq", "sha_ni"}),
         "memory_mib": int(memory[1]) // 1024 if memory else None,
         "kernel": os.uname().release,
+        "kernel_xts": kernel_xts(),
         "disk": disk(scratch),
         "commit": output(["git", "rev-parse", "HEAD"]),
         "dirty": bool(output(["git", "status", "--porcelain", "--untracked-files=no"], "")),
         "fio": output(["fio", "--version"]),
         "rustc": output(["rustc", "--version"]),
     }
+
+
+def kernel_xts():
+    """The driver that the kernel has for fscrypt's cipher: a generic one knows no AES instructions."""
+    found = []
+    for block in text("/proc/crypto").split("\n\n"):
+        fields = dict(re.findall(r"^(\w+) *: (.*)$", block, re.M))
+        if fields.get("name") == "xts(aes)":
+            found.append((int(fields.get("priority", 0)), fields.get("driver", "unknown")))
+    return max(found)[1] if found else "none known yet"
 
 
 def disk(scratch):

@@ -161,7 +161,7 @@ Command: `{record['command']}`
 Rounds: {record['rounds_done']} of {record['rounds']}.
 Load before and after: {quiet['load_before']:.2f}, {quiet['load_after']:.2f}; waiting for processors \
 before: {quiet['pressure_before_percent']} %; taken by the host: {quiet['stolen_percent']} %.
-Versions: {machine['fio']}; {machine['rustc']}.
+Versions: {machine['fio']}; {machine['rustc']}; the kernel's XTS, which fscrypt uses: {machine['kernel_xts']}.
 
 {versions}
 
