@@ -42,7 +42,8 @@ def results_of(**by_metric):
 def record_of(results, size="full"):
     """What goes with them."""
     machine = {"cpu": "a CPU", "cpu_count": 2, "cpu_flags": ["aes"], "memory_mib": 1, "kernel": "6.1",
-               "disk": "a disk", "commit": "c0ffee", "dirty": False, "fio": "fio-3", "kernel_xts": "x", "rustc": "rustc 1"}
+               "disk": "a disk", "commit": "c0ffee", "dirty": False, "fio": "fio-3", "rustc": "rustc 1",
+               "kernel_xts": "xts-aes-aesni"}
     sizes = dict.fromkeys(["stream_mib", "random_mib", "commit_mib", "dd_mib", "files", "seconds",
                            "tree_entries", "tree_mib", "disk_mib"], 1)
     quiet = dict.fromkeys(["load_before", "load_after", "pressure_before_percent", "stolen_percent"], 0)
