@@ -41,7 +41,7 @@ const CRASH_BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// A command that ran this long did not crash because it was started.
 const HEALTHY: Duration = Duration::from_secs(60);
 /// First wait before a package that could not be had is asked for again; doubles each time.
-const RETRY: Duration = Duration::from_secs(15);
+const RETRY: Duration = Duration::from_secs(5);
 /// Longest such wait.
 const RETRY_MAX: Duration = Duration::from_secs(600);
 /// How often inodes of packages that are no longer served are looked for.
