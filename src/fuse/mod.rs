@@ -483,6 +483,10 @@ impl Filesystem for Adapter {
         if self.shared.is_image {
             return reply.error(Errno::ENOSYS);
         }
+        // What is written goes to the page cache first, and could only be refused too late.
+        if flags::writable(flags.0) && self.tree().is_read_only(ino.0) {
+            return reply.error(Errno::EROFS);
+        }
         let truncate = flags.0 & libc::O_TRUNC != 0;
         let kill_suid = truncate && truncation_kills_suid(request);
         match attempt(Operation::Open, ino, || self.tree().open(ino.0, truncate, kill_suid)) {
