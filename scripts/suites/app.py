@@ -105,7 +105,8 @@ class Blobs:
         self.port = port
 
     def ready(self):
-        until("Azurite listens", lambda: socket.create_connection(("127.0.0.1", self.port)).close() is None)
+        until("Azurite listens", lambda: socket.create_connection(("127.0.0.1", self.port)).close() is None,
+              120)
         self.container.create_container()
 
     def upload(self, name, content):
