@@ -514,7 +514,7 @@ fn notification_writes_back() {
     let tree = mounted.tree.clone();
     let options = Options::new(PathBuf::from("/in/memory"));
     let session = Session::mount(tree.clone(), mounted.directory.path(), &options).unwrap();
-    let notifier = session.inner.notifier();
+    let notifier = session.caches().shared.kernel.notifier.clone();
     let loops = std::thread::spawn(move || session.run().unwrap());
     mounted.loops = Some(loops);
 

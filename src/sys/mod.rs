@@ -6,6 +6,7 @@ pub mod child;
 pub mod clock;
 pub mod file_handle;
 pub mod files;
+pub mod fuse;
 pub mod gcm;
 pub mod inflate;
 pub mod memory;

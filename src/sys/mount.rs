@@ -48,14 +48,6 @@ pub fn mount_at(mountpoint: &Path) -> io::Result<Option<Mount>> {
     Ok(mounts()?.into_iter().rev().find(|mount| mount.mountpoint == mountpoint))
 }
 
-/// Opens `/dev/fuse`.
-///
-/// # Errors
-/// Those of open(2).
-pub fn open_fuse() -> io::Result<File> {
-    File::options().read(true).write(true).open("/dev/fuse")
-}
-
 /// mount(2) of a FUSE filesystem whose requests are read from `device`; `options` are those of
 /// the kernel's fs/fuse/inode.c, without the ones that every mount needs. The mount belongs to this
 /// process's user.
@@ -164,7 +156,7 @@ pub fn unmount(mountpoint: &Path, detach: bool) -> io::Result<()> {
 }
 
 fn unmount_by_helper(mountpoint: &Path, detach: bool) -> io::Result<()> {
-    let mut helper = Command::new("fusermount3");
+    let mut helper = Command::new(super::fuse::HELPER);
     helper.arg("-u");
     if detach {
         helper.arg("-z");
