@@ -1,4 +1,4 @@
-//! Filesystem semantics: what POSIX callers observe. No `fuser` types, no bytes on disk.
+//! Filesystem semantics: what POSIX callers observe. Nothing of the FUSE protocol, no bytes on disk.
 
 pub mod acl;
 pub mod attr;

@@ -4,23 +4,41 @@ use std::sync::Arc;
 
 use super::Adapter;
 use super::wire::abi::Opcode;
-use super::wire::request::Malformed;
-use super::wire::{Body, Device, Header, Reply, Request};
+use super::wire::request::{Malformed, fixed_bytes};
+use super::wire::{Body, Device, Header, Origin, Reply, Request};
+use crate::sys::uring::Arrived;
 
 impl Adapter {
-    /// Answers what was read from `device`.
+    /// Answers what was read from a device.
     pub(super) fn answer(&self, bytes: &[u8], device: &Arc<Device>) {
-        match Request::decode(bytes, self.dialect) {
+        let origin = Origin::Device(device.clone());
+        match Header::decode(bytes) {
+            Ok(header) => self.take(header, Request::decode(bytes, self.dialect), origin),
+            Err(_) => log::error!("{} bytes of the kernel are no request", bytes.len()),
+        }
+    }
+
+    /// Answers what is in a slot of a ring.
+    pub(super) fn answer_slot(&self, arrived: Arrived<'_>, origin: Origin) {
+        let Ok(header) = Header::decode(arrived.header) else { return };
+        let fixed = arrived.fixed.get(..fixed_bytes(header.opcode, self.dialect));
+        let decoded = fixed
+            .ok_or(Malformed::Short)
+            .and_then(|fixed| Request::assemble(header, fixed, arrived.payload, self.dialect));
+        self.take(header, decoded, origin);
+    }
+
+    fn take(&self, header: Header, decoded: Result<Request<'_>, Malformed>, origin: Origin) {
+        match decoded {
             Ok(request) => {
                 if !self.forget(&request) {
-                    let reply = Reply::new(request.header.unique, device);
-                    self.dispatch(&request, reply);
+                    self.dispatch(&request, Reply::new(header.unique, origin));
+                } else if let Origin::Ring(..) = origin {
+                    // A slot is given back by answering.
+                    Reply::new(header.unique, origin).ok();
                 }
             }
-            Err(malformed) => match Header::decode(bytes) {
-                Ok(header) => refuse_malformed(&header, malformed, device),
-                Err(_) => log::error!("{} bytes of the kernel are no request", bytes.len()),
-            },
+            Err(malformed) => refuse_malformed(&header, malformed, origin),
         }
     }
 
@@ -95,14 +113,14 @@ fn refusal(opcode: Opcode) -> i32 {
     }
 }
 
-fn refuse_malformed(header: &Header, malformed: Malformed, device: &Arc<Device>) {
+fn refuse_malformed(header: &Header, malformed: Malformed, origin: Origin) {
     let Header { opcode, unique, .. } = *header;
     log::error!("request {unique} of the kernel ({opcode}) is malformed: {malformed}");
     let is_answered = !matches!(
         Opcode::from_number(opcode),
         Some(Opcode::Forget | Opcode::BatchForget | Opcode::NotifyReply)
     );
-    if is_answered {
-        Reply::new(unique, device).error(libc::EIO);
+    if is_answered || matches!(origin, Origin::Ring(..)) {
+        Reply::new(unique, origin).error(libc::EIO);
     }
 }

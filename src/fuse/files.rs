@@ -145,7 +145,7 @@ impl Adapter {
         let now = || self.tree().try_fsync(ino, handle, data_only).transpose();
         let begun = meter::begin();
         if let Some(result) =
-            self.several_loops.then(|| guarded(operation, ino, now).transpose()).flatten()
+            self.may_wait.then(|| guarded(operation, ino, now).transpose()).flatten()
         {
             meter::end(begun, operation, result.is_err());
             return reply_empty(reply, result);

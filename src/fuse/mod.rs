@@ -12,6 +12,7 @@ mod errno;
 mod files;
 mod flags;
 mod inodes;
+mod loops;
 mod meter;
 mod names;
 mod session;
@@ -35,8 +36,9 @@ use workers::Workers;
 use writeback::Writeback;
 
 pub use caches::Caches;
+pub use loops::NoRings;
 pub use meter::{Counts as MeterCounts, Meter, Operation, meter};
-pub use session::{AllowOther, MountError, Options, Session};
+pub use session::{AllowOther, IoUring, MountError, Options, Session};
 
 /// How long the kernel may keep names, attributes and the absence of names. It is the only one that
 /// changes them, so any time is right; an hour bounds what a defect could do.
@@ -61,7 +63,8 @@ thread_local! {
 struct Adapter {
     shared: Arc<Shared>,
     workers: Workers,
-    several_loops: bool,
+    /// Whether an event loop may wait for the disk a moment, while another serves.
+    may_wait: bool,
     /// How requests look.
     dialect: Dialect,
 }
@@ -84,14 +87,18 @@ struct Shared {
 }
 
 impl Adapter {
-    fn new(tree: Arc<dyn Tree>, kernel: Writeback, dialect: Dialect, options: &Options) -> Self {
+    fn new(
+        tree: Arc<dyn Tree>,
+        kernel: Writeback,
+        dialect: Dialect,
+        options: &Options,
+        may_wait: bool,
+    ) -> Self {
         let access_times = options.atime && !options.read_only;
         let (lookups, writers) = (Counts::new(), Counts::new());
         let is_image = tree.is_image();
         let shared = Shared { tree, lookups, writers, kernel, access_times, is_image };
-        // One may wait for the disk while another serves.
-        let several_loops = options.threads > 1;
-        Self { shared: Arc::new(shared), workers: Workers::new(), several_loops, dialect }
+        Self { shared: Arc::new(shared), workers: Workers::new(), may_wait, dialect }
     }
 
     fn tree(&self) -> &dyn Tree {

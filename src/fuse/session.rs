@@ -4,16 +4,18 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::mount::MsFlags;
 use nix::unistd::{SysconfVar, geteuid, sysconf};
+use parking_lot::Mutex;
 
 use super::caches::Caches;
-use super::wire::device::{Buffer, HandshakeError};
-use super::wire::init::Wishes;
+use super::loops::{self, NoRings, Rings};
+use super::wire::abi::init::OVER_IO_URING;
+use super::wire::device::HandshakeError;
+use super::wire::init::{Agreement, Wishes};
 use super::wire::{Device, Notifier};
 use super::writeback::Writeback;
 use super::{Adapter, BACKGROUND_MAX, REQUEST_BYTES, flags};
@@ -38,6 +40,18 @@ pub enum AllowOther {
     No,
 }
 
+/// Whether requests come by io_uring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IoUring {
+    /// If the kernel offers it.
+    #[default]
+    Auto,
+    /// Or there is no mount.
+    On,
+    /// By reading `/dev/fuse`.
+    Off,
+}
+
 /// How to mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -59,6 +73,8 @@ pub struct Options {
     pub sync: bool,
     /// Event-loop threads, at least 1. More help concurrent clients and cost a lone one.
     pub threads: usize,
+    /// How requests come.
+    pub io_uring: IoUring,
 }
 
 impl Options {
@@ -79,6 +95,7 @@ impl Options {
             atime: true,
             sync: false,
             threads: Self::THREADS_DEFAULT,
+            io_uring: IoUring::default(),
         }
     }
 
@@ -109,6 +126,9 @@ pub enum MountError {
         #[source]
         source: io::Error,
     },
+    /// io_uring was demanded, and cannot be had.
+    #[error("FUSE over io_uring cannot be had: {0}")]
+    NoIoUring(NoRings),
     /// The first exchange with the kernel failed.
     #[error("the kernel and the daemon do not agree on the FUSE protocol")]
     Handshake(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -129,6 +149,9 @@ pub struct Session {
     threads: usize,
     /// What the mount table says of it.
     entry: Option<mount::Mount>,
+    /// Until [`Session::run`] takes them.
+    rings: Mutex<Option<Rings>>,
+    transport: String,
 }
 
 impl Session {
@@ -141,15 +164,17 @@ impl Session {
         mountpoint: &Path,
         options: &Options,
     ) -> Result<Self, MountError> {
+        if let (IoUring::On, Err(reason)) = (options.io_uring, loops::is_possible()) {
+            return Err(MountError::NoIoUring(reason));
+        }
         let file = match mount_directly(mountpoint, options)? {
             Some(file) => file,
             None => mount_by_helper(mountpoint, options)?,
         };
         let device = Arc::new(Device::new(file));
         let entry = mount::mount_at(mountpoint).ok().flatten();
-        let agreement = device.handshake(wishes()).map_err(|error| {
+        let (agreement, rings) = agree(&device, options).inspect_err(|_| {
             take_away(&device, mountpoint, entry.as_ref());
-            MountError::handshake(error)
         })?;
         log::debug!("FUSE 7.{}, flags {:#x}", agreement.minor, agreement.flags);
         if let Some(entry) = &entry {
@@ -163,10 +188,24 @@ impl Session {
             mountpoint: mountpoint.to_owned(),
             device: entry.as_ref().and_then(mount::device_number).unwrap_or(0),
         };
-        let adapter = Arc::new(Adapter::new(tree, kernel, agreement.dialect(), options));
+        // By io_uring a processor's requests have one thread: none that could wait for a disk.
+        let may_wait = options.threads > 1 && rings.is_err();
+        let adapter = Adapter::new(tree, kernel, agreement.dialect(), options, may_wait);
+        let adapter = Arc::new(adapter);
         let caches = Caches { shared: adapter.shared.clone() };
         let threads = options.threads.clamp(1, Options::THREADS_MAX);
-        Ok(Self { adapter, device, mountpoint: mountpoint.to_owned(), caches, threads, entry })
+        let mountpoint = mountpoint.to_owned();
+        let transport = match &rings {
+            Ok(rings) => format!("io_uring, {} queues", rings.queues()),
+            Err(reason) => format!("/dev/fuse ({reason})"),
+        };
+        let rings = Mutex::new(rings.ok());
+        Ok(Self { adapter, device, mountpoint, caches, threads, entry, rings, transport })
+    }
+
+    /// How requests come, for people.
+    pub fn transport(&self) -> &str {
+        &self.transport
     }
 
     /// Where it is mounted.
@@ -185,14 +224,26 @@ impl Session {
     /// # Errors
     /// The connection to the kernel broke.
     pub fn run(self) -> io::Result<()> {
+        let session = Arc::new(self);
+        let rings = session.rings.lock().take();
         let mut loops = Vec::new();
-        for number in 0..self.threads {
-            let (adapter, device) = (self.adapter.clone(), self.device.clone());
+        let mut threads = session.threads;
+        if let Some(rings) = rings {
+            // What io_uring does not carry is little.
+            threads = 1;
+            for ring in rings.into_each() {
+                let session = session.clone();
+                let thread = std::thread::Builder::new().name("atrest-uring".to_owned());
+                loops.push(thread.spawn(move || session.serve_ring(ring))?);
+            }
+        }
+        for number in 0..threads {
+            let session = session.clone();
             let thread = std::thread::Builder::new().name(format!("atrest-fuse-{number}"));
-            match thread.spawn(move || serve(&adapter, &device)) {
+            match thread.spawn(move || loops::serve(&session.adapter, &session.device)) {
                 Ok(started) => loops.push(started),
                 // With fewer it is served all the same.
-                Err(error) if !loops.is_empty() => log::warn!("{number} event loops: {error}"),
+                Err(error) if number > 0 => log::warn!("only {number} event loops: {error}"),
                 Err(error) => return Err(error),
             }
         }
@@ -202,23 +253,20 @@ impl Session {
         // All of them, before the first failure is returned.
         ended.collect::<Vec<_>>().into_iter().collect()
     }
+
+    /// Nobody else serves a ring's queues: without it the mount cannot go on.
+    fn serve_ring(&self, ring: loops::Share) -> io::Result<()> {
+        loops::serve_ring(&self.adapter, ring).inspect_err(|error| {
+            log::error!("a ring broke, and the mount ends: {error}");
+            take_away(&self.device, &self.mountpoint, self.entry.as_ref());
+        })
+    }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
         take_away(&self.device, &self.mountpoint, self.entry.as_ref());
     }
-}
-
-/// One event loop.
-fn serve(adapter: &Adapter, device: &Arc<Device>) -> io::Result<()> {
-    let mut buffer = Buffer::new(REQUEST_BYTES as usize);
-    while let Some(request) = device.receive(&mut buffer)? {
-        if catch_unwind(AssertUnwindSafe(|| adapter.answer(request, device))).is_err() {
-            log::error!("a defect stopped a request, which failed; see above");
-        }
-    }
-    Ok(())
 }
 
 /// Unmounts what nobody unmounted. Another mount that has taken its place is left alone.
@@ -232,14 +280,37 @@ fn take_away(device: &Device, mountpoint: &Path, entry: Option<&mount::Mount>) {
     }
 }
 
-fn wishes() -> Wishes {
+/// The first exchange. Rings are made before, for once they are agreed on, the kernel waits for
+/// them.
+fn agree(
+    device: &Device,
+    options: &Options,
+) -> Result<(Agreement, Result<Rings, NoRings>), MountError> {
     let page = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
-    Wishes {
+    let mut wishes = Wishes {
         flags: flags::WANTED,
         request_bytes: REQUEST_BYTES,
         readahead_bytes: REQUEST_BYTES,
         background_max: BACKGROUND_MAX,
         page_bytes: page.and_then(|page| u32::try_from(page).ok()).unwrap_or(4096),
+    };
+    let mut rings = match options.io_uring {
+        IoUring::Off => Err(NoRings::Off),
+        IoUring::Auto | IoUring::On => Rings::new(device),
+    };
+    if rings.is_ok() {
+        wishes.flags |= OVER_IO_URING;
+    }
+    let agreement = device.handshake(wishes).map_err(MountError::handshake)?;
+    if !agreement.has(OVER_IO_URING) {
+        rings = rings.and(Err(NoRings::NotOffered));
+    }
+    match (options.io_uring, rings) {
+        (IoUring::On, Err(reason)) => Err(MountError::NoIoUring(reason)),
+        (_, rings) => {
+            let rings = rings.map(|rings| rings.of(agreement.payload_bytes()));
+            Ok((agreement, rings))
+        }
     }
 }
 

@@ -12,5 +12,6 @@ pub mod inflate;
 pub mod memory;
 pub mod mount;
 pub mod process;
+pub mod uring;
 pub mod xattr;
 pub mod xts;

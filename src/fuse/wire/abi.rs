@@ -112,6 +112,8 @@ pub mod init {
     pub const SETXATTR_EXT: u64 = 1 << 29;
     /// The upper half of the flags counts.
     pub const EXT: u64 = 1 << 30;
+    /// Requests come by io_uring.
+    pub const OVER_IO_URING: u64 = 1 << 41;
 }
 
 /// Which fields of SETATTR count.

@@ -65,6 +65,11 @@ impl Device {
         Self { file }
     }
 
+    /// Lends the file itself.
+    pub fn with_file<R>(&self, work: impl FnOnce(&File) -> R) -> R {
+        work(&self.file)
+    }
+
     /// Another connection to the same mount. What is read from one is answered on that one.
     ///
     /// # Errors

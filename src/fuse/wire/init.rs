@@ -106,6 +106,12 @@ impl Agreement {
         self.flags & flag != 0
     }
 
+    /// The longest that a request or a reply is, without headers.
+    pub fn payload_bytes(&self) -> usize {
+        let Wishes { request_bytes, page_bytes, .. } = self.wishes;
+        request_bytes.next_multiple_of(page_bytes.max(1)) as usize
+    }
+
     /// How requests look.
     pub fn dialect(&self) -> Dialect {
         Dialect {

@@ -6,6 +6,7 @@ pub mod device;
 pub mod init;
 pub mod reply;
 pub mod request;
+pub mod ring;
 #[cfg(test)]
 mod tests;
 
@@ -15,16 +16,27 @@ pub use request::{Body, Header, Malformed, Request};
 
 use std::sync::Arc;
 
+use ring::Home;
+
 /// The answer to one request. Whoever drops it unanswered answers EIO.
 pub struct Reply {
     unique: u64,
-    to: Option<Arc<Device>>,
+    to: Option<Origin>,
+}
+
+/// Where a request came from.
+#[derive(Clone)]
+pub enum Origin {
+    /// It was read.
+    Device(Arc<Device>),
+    /// It is in a slot of a ring.
+    Ring(Arc<Home>, usize),
 }
 
 impl Reply {
-    /// For the request of that name, which was read from `to`.
-    pub fn new(unique: u64, to: &Arc<Device>) -> Self {
-        Self { unique, to: Some(to.clone()) }
+    /// For the request of that name.
+    pub fn new(unique: u64, to: Origin) -> Self {
+        Self { unique, to: Some(to) }
     }
 
     /// It is done, and there is nothing to tell.
@@ -37,14 +49,17 @@ impl Reply {
         self.send(-errno.abs(), &[]);
     }
 
-    /// What was asked for, which is not copied on its way to the kernel.
+    /// What was asked for, which is not copied on its way from here to `/dev/fuse`.
     pub fn bytes(mut self, bytes: &[u8]) {
         self.send(0, bytes);
     }
 
     fn send(&mut self, error: i32, payload: &[u8]) {
-        let Some(device) = self.to.take() else { return };
-        device.send(self.unique, error, payload);
+        match self.to.take() {
+            Some(Origin::Device(device)) => device.send(self.unique, error, payload),
+            Some(Origin::Ring(home, slot)) => home.send(slot, self.unique, error, payload),
+            None => {}
+        }
     }
 }
 
