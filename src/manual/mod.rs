@@ -20,6 +20,8 @@ pub mod vault {}
 pub mod package {}
 #[doc = include_str!("app.md")]
 pub mod app {}
+#[doc = include_str!("performance.md")]
+pub mod performance {}
 #[doc = include_str!("defaults.md")]
 pub mod defaults {}
 #[doc = include_str!("changes.md")]

@@ -174,6 +174,9 @@ fn sizes(
     if !deflated && compressed != size {
         return refused("is stored, and its two sizes differ");
     }
+    if kind != libc::S_IFDIR && size == 0 && record.crc != 0 {
+        return refused("is empty, and has the CRC-32 of something else");
+    }
     if i64::try_from(size).is_err() || i64::try_from(compressed).is_err() {
         return refused("is larger than a file can be");
     }

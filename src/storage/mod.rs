@@ -15,6 +15,7 @@ mod lock;
 mod os;
 mod shadow;
 pub mod sim;
+mod uncached;
 
 pub use lock::{Holder, LockError, LockInfo, VolumeLock};
 pub use os::OsStorage;
@@ -61,6 +62,16 @@ pub trait Storage: Send + Sync {
     fn read_at(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
     /// Writes all of `bytes` into the page cache.
     fn write_at(&self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// As [`Storage::read_at`], of bytes that nobody will want again soon: a large piece need not
+    /// stay in the page cache.
+    fn read_uncached_at(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.read_at(file, offset, buffer)
+    }
+    /// As [`Storage::write_at`], of bytes that nobody will want again soon: a large piece is on its
+    /// way to the disk at once, and need not stay in the page cache.
+    fn write_uncached_at(&self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.write_at(file, offset, bytes)
+    }
     /// Starts write-back of a range without waiting for it. A hint.
     fn start_writeback(&self, file: FileId, offset: u64, bytes: u64);
     /// Makes everything written to `file` so far durable (data and length).

@@ -1,5 +1,6 @@
 //! The real directory.
 
+use super::uncached::Uncached;
 use super::{Capacity, FileId, Storage};
 use crate::sys::files;
 use nix::dir::{Dir, Type};
@@ -44,6 +45,7 @@ pub struct OsStorage {
     data: File,
     read_only: bool,
     files: RwLock<HashMap<FileId, Arc<File>>>,
+    uncached: Uncached,
 }
 
 impl OsStorage {
@@ -94,7 +96,8 @@ impl OsStorage {
     fn from_directory(directory: File, read_only: bool) -> io::Result<Self> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let data = nix::fcntl::openat(&directory, DATA_NAME, flags, Mode::empty())?.into();
-        Ok(Self { directory, data, read_only, files: RwLock::default() })
+        let (files, uncached) = (RwLock::default(), Uncached::new());
+        Ok(Self { directory, data, read_only, files, uncached })
     }
 
     /// The open file, from the cache if it is there.
@@ -214,6 +217,14 @@ impl Storage for OsStorage {
     fn write_at(&self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
         // Repeats short and interrupted writes.
         self.writable(file)?.write_all_at(bytes, offset)
+    }
+
+    fn read_uncached_at(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.uncached.read_exact_at(&*self.file(file)?, buffer, offset)
+    }
+
+    fn write_uncached_at(&self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.uncached.write_all_at(&*self.writable(file)?, bytes, offset)
     }
 
     fn start_writeback(&self, file: FileId, offset: u64, bytes: u64) {

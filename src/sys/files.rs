@@ -2,7 +2,8 @@
 
 #![expect(
     unsafe_code,
-    reason = "sync_file_range(2), flock(2) and some ioctl(2) have no safe wrapper that fits"
+    reason = "sync_file_range(2), flock(2), some ioctl(2) and the flags of preadv2(2) have no safe \
+              wrapper that fits"
 )]
 
 use nix::errno::Errno;
@@ -53,6 +54,49 @@ pub fn start_writeback(file: impl AsFd, offset: u64, bytes: u64) -> io::Result<(
         unsafe { libc::sync_file_range(descriptor, offset, bytes, libc::SYNC_FILE_RANGE_WRITE) };
     Errno::result(result)?;
     Ok(())
+}
+
+/// As pread(2), but the pages that the kernel reads for this are not kept in its page cache; those
+/// that it has are used. preadv2(2) with `RWF_DONTCACHE` (Linux 6.14). Returns how many bytes.
+///
+/// # Errors
+/// `Unsupported` where the kernel or the filesystem cannot do that.
+pub fn read_uncached(file: impl AsFd, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    let offset = signed(offset)?;
+    let part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    let descriptor = file.as_fd().as_raw_fd();
+    // SAFETY: the kernel writes at most `iov_len` bytes from `iov_base` on, which is `buffer`,
+    // borrowed for the call; the descriptor is open for as long as `file` is borrowed.
+    let read =
+        unsafe { libc::preadv2(descriptor, &raw const part, 1, offset, libc::RWF_DONTCACHE) };
+    transferred(read)
+}
+
+/// As pwrite(2), but write-back starts at once, and the pages are not kept in the kernel's page
+/// cache when it is done. pwritev2(2) with `RWF_DONTCACHE` (Linux 6.14). Returns how many bytes.
+/// They are as little durable as after pwrite(2), and as readable.
+///
+/// # Errors
+/// `Unsupported` where the kernel or the filesystem cannot do that; nothing is written then.
+pub fn write_uncached(file: impl AsFd, bytes: &[u8], offset: u64) -> io::Result<usize> {
+    let offset = signed(offset)?;
+    let part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let descriptor = file.as_fd().as_raw_fd();
+    // SAFETY: the kernel reads at most `iov_len` bytes from `iov_base` on, which is `bytes`,
+    // borrowed for the call; the descriptor is open for as long as `file` is borrowed.
+    let written =
+        unsafe { libc::pwritev2(descriptor, &raw const part, 1, offset, libc::RWF_DONTCACHE) };
+    transferred(written)
+}
+
+/// What a read or a write with a flag returned. `EOPNOTSUPP` is what kernels say that do not know
+/// the flag, and filesystems that cannot do it.
+fn transferred(result: libc::ssize_t) -> io::Result<usize> {
+    match Errno::result(result) {
+        Ok(count) => Ok(count.unsigned_abs()),
+        Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => Err(io::ErrorKind::Unsupported.into()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Locks the open file without waiting; flock(2). The lock belongs to the open file description:

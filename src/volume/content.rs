@@ -113,7 +113,8 @@ impl Volume {
             sealed.resize(sealed.len().max(group.len() * PAGE_BYTES), 0);
             let sealed = &mut sealed[..group.len() * PAGE_BYTES];
             let slot = group[0].1.slot;
-            let read = self.storage.read_at(FileId::Segment(slot.segment()), slot.offset(), sealed);
+            let file = FileId::Segment(slot.segment());
+            let read = self.storage.read_uncached_at(file, slot.offset(), sealed);
             if let Err(error) = read {
                 return Err(self.page_lost(ino, group[0].0, Some(error)));
             }
@@ -412,7 +413,7 @@ impl Volume {
         for run in runs {
             let (part, after) = rest.split_at(run.count as usize * PAGE_BYTES);
             let file = FileId::Segment(run.first.segment());
-            self.storage.write_at(file, run.first.offset(), part)?;
+            self.storage.write_uncached_at(file, run.first.offset(), part)?;
             if part.len() >= WRITE_BACK_BYTES {
                 self.storage.start_writeback(file, run.first.offset(), part.len() as u64);
             }

@@ -191,6 +191,7 @@ fn sizes_that_lie() {
             zip(&[Member { compressed: Some(vec![]), ..sized(10) }]),
             "larger than its",
         ),
+        ("a CRC-32 of nothing", zip(&[Member { crc: Some(1), ..file("x", b"") }]), "is empty, and"),
     ]);
     fails(&[
         ("shorter", zip(&[sized(999)]), "has not the length that it says"),
