@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Adapter;
+use super::files::Read;
 use super::wire::abi::Opcode;
 use super::wire::request::{Malformed, fixed_bytes};
 use super::wire::{Body, Device, Header, Origin, Reply, Request};
@@ -21,11 +22,31 @@ impl Adapter {
     /// Answers what is in a slot of a ring.
     pub(super) fn answer_slot(&self, arrived: Arrived<'_>, origin: Origin) {
         let Ok(header) = Header::decode(arrived.header) else { return };
+        self.take(header, self.decode_slot(header, arrived), origin);
+    }
+
+    /// The READ in a slot, and its name, if it is one.
+    pub(super) fn read_in_slot(&self, arrived: Arrived<'_>) -> Option<(u64, Read)> {
+        let header = Header::decode(arrived.header).ok()?;
+        if header.opcode != Opcode::Read as u32 {
+            return None;
+        }
+        match self.decode_slot(header, arrived).ok()?.body {
+            Body::Read { offset, size, flags } => {
+                Some((header.unique, Read { ino: header.node, offset, size, flags }))
+            }
+            _ => None,
+        }
+    }
+
+    fn decode_slot<'a>(
+        &self,
+        header: Header,
+        arrived: Arrived<'a>,
+    ) -> Result<Request<'a>, Malformed> {
         let fixed = arrived.fixed.get(..fixed_bytes(header.opcode, self.dialect));
-        let decoded = fixed
-            .ok_or(Malformed::Short)
-            .and_then(|fixed| Request::assemble(header, fixed, arrived.payload, self.dialect));
-        self.take(header, decoded, origin);
+        let fixed = fixed.ok_or(Malformed::Short)?;
+        Request::assemble(header, fixed, arrived.payload, self.dialect)
     }
 
     fn take(&self, header: Header, decoded: Result<Request<'_>, Malformed>, origin: Origin) {

@@ -9,6 +9,16 @@ use super::{
 };
 use crate::fs::{Attr, Error, Ino};
 
+/// What a READ asks for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Read {
+    pub ino: Ino,
+    pub offset: u64,
+    pub size: u32,
+    /// Those of open(2).
+    pub flags: i32,
+}
+
 impl Adapter {
     /// Refused once for an image: the kernel then opens every file without asking, and caches it.
     pub(super) fn open(&self, header: &Header, flags: i32, kill_suid: bool, reply: Reply) {
@@ -92,6 +102,30 @@ impl Adapter {
                 Err(Errno(errno)) => reply.error(errno),
             }
         });
+    }
+
+    /// A READ whose answer goes where its slot has room; `None` if it takes long, and others should
+    /// be served meanwhile.
+    pub(super) fn read_into(
+        &self,
+        asked: &Read,
+        buffer: &mut [u8],
+    ) -> Option<Result<usize, Errno>> {
+        let Read { ino, offset, size, flags } = *asked;
+        if self.tree().read_is_long(ino, offset) {
+            return None;
+        }
+        self.accessed(ino, flags);
+        let length = buffer.len().min(size as usize);
+        let read = || {
+            flags::off_t(offset)?;
+            self.tree().read_into(ino, offset, &mut buffer[..length])
+        };
+        let result = attempt(Operation::Read, ino, read);
+        if let Ok(bytes) = result {
+            meter::read(bytes);
+        }
+        Some(result)
     }
 
     /// Answers a READ that takes long.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::wire::device::Buffer;
 use super::wire::ring::Home;
-use super::wire::{Device, Origin};
+use super::wire::{Device, Origin, reply};
 use super::{Adapter, REQUEST_BYTES};
 use crate::sys::uring::{self, Event, Ring};
 
@@ -78,7 +78,7 @@ impl Rings {
         let commands = usize::from(queues).div_ceil(threads) * SLOTS + 1;
         let commands = u32::try_from(commands.next_power_of_two()).unwrap_or(u32::MAX);
         let rings: io::Result<Vec<Ring>> =
-            (0..threads).map(|_| device.with_file(|file| Ring::new(file, commands))).collect();
+            (0..threads).map(|_| Ring::new(device, commands)).collect();
         Ok(Self { rings: rings.map_err(refused)?, queues, payload_bytes: 0 })
     }
 
@@ -131,11 +131,12 @@ fn contain(work: impl FnOnce()) {
 /// The ring broke.
 pub fn serve_ring(adapter: &Adapter, share: Share) -> io::Result<()> {
     let Share { mut ring, queues, payload_bytes, processor } = share;
-    if let Some(processor) = processor {
+    if let Some(processor) = processor.filter(|_| std::env::var_os("ATREST_NOPIN").is_none()) {
         if let Err(error) = uring::stay_on(processor) {
             log::debug!("a ring's thread does not stay on processor {processor}: {error}");
         }
     }
+    ring.enable();
     let home = Arc::new(Home::here(ring.waker()));
     let mut live = 0;
     for &queue in &queues {
@@ -151,6 +152,9 @@ pub fn serve_ring(adapter: &Adapter, share: Share) -> io::Result<()> {
         for event in &events {
             match *event {
                 Event::Request(slot) => {
+                    if read_in_place(adapter, &mut ring, slot)? {
+                        continue;
+                    }
                     answer(adapter, &ring, &home, slot);
                     if home.commit_own(&mut ring)? == 0 {
                         live += grow(&mut ring, slot, payload_bytes)?;
@@ -174,6 +178,25 @@ pub fn serve_ring(adapter: &Adapter, share: Share) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Answers a READ without a copy on the way; whether it was one.
+///
+/// # Errors
+/// The ring broke.
+fn read_in_place(adapter: &Adapter, ring: &mut Ring, slot: usize) -> io::Result<bool> {
+    let asked = ring.request(slot).and_then(|arrived| adapter.read_in_slot(arrived));
+    let (Some((unique, asked)), Some(buffer)) = (asked, ring.payload(slot)) else {
+        return Ok(false);
+    };
+    let Some(result) = adapter.read_into(&asked, buffer) else { return Ok(false) };
+    let (error, length) = match result {
+        Ok(length) => (0, length),
+        Err(errno) => (-errno.0, 0),
+    };
+    let length = u32::try_from(length).unwrap_or(0);
+    ring.commit(slot, &reply::header(unique, error, length as usize), length)?;
+    Ok(true)
 }
 
 fn answer(adapter: &Adapter, ring: &Ring, home: &Arc<Home>, slot: usize) {

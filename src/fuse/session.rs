@@ -1,8 +1,8 @@
 //! Mount options, the mount itself, and the event loops.
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -315,7 +315,7 @@ fn agree(
 }
 
 /// mount(2), for root; `None` if that is not permitted.
-fn mount_directly(mountpoint: &Path, options: &Options) -> Result<Option<File>, MountError> {
+fn mount_directly(mountpoint: &Path, options: &Options) -> Result<Option<OwnedFd>, MountError> {
     let device = fuse::open_device().map_err(MountError::Device)?;
     let data = if options.for_everybody() {
         "default_permissions,allow_other"
@@ -343,7 +343,7 @@ fn mount_flags(options: &Options) -> MsFlags {
 }
 
 /// The road of everybody but root: `fusermount3` mounts and hands the descriptor over.
-fn mount_by_helper(mountpoint: &Path, options: &Options) -> Result<File, MountError> {
+fn mount_by_helper(mountpoint: &Path, options: &Options) -> Result<OwnedFd, MountError> {
     fuse::mount_by_helper(mountpoint, &helper_options(options)).map_err(|source| {
         if source.to_string().contains("user_allow_other") {
             return MountError::AllowOther;

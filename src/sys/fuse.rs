@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, IoSliceMut};
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -23,8 +23,8 @@ const CLONE: libc::Ioctl = libc::_IOR::<u32>(229, 0);
 ///
 /// # Errors
 /// Those of open(2).
-pub fn open_device() -> io::Result<File> {
-    File::options().read(true).write(true).open("/dev/fuse")
+pub fn open_device() -> io::Result<OwnedFd> {
+    Ok(File::options().read(true).write(true).open("/dev/fuse")?.into())
 }
 
 /// Another descriptor for the mount that `device` is connected to, with a list of its own of what
@@ -32,9 +32,9 @@ pub fn open_device() -> io::Result<File> {
 ///
 /// # Errors
 /// Those of open(2); EINVAL if `device` is not mounted.
-pub fn clone_device(device: &File) -> io::Result<File> {
+pub fn clone_device(device: impl AsFd) -> io::Result<OwnedFd> {
     let another = open_device()?;
-    let source = u32::try_from(device.as_raw_fd()).map_err(io::Error::other)?;
+    let source = u32::try_from(device.as_fd().as_raw_fd()).map_err(io::Error::other)?;
     // SAFETY: the request reads a `u32` that outlives the call; both descriptors are open.
     let result = unsafe { libc::ioctl(another.as_raw_fd(), CLONE, &raw const source) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(another) }
@@ -44,7 +44,7 @@ pub fn clone_device(device: &File) -> io::Result<File> {
 ///
 /// # Errors
 /// `NotFound` if it is not installed; what it said otherwise.
-pub fn mount_by_helper(mountpoint: &Path, options: &OsStr) -> io::Result<File> {
+pub fn mount_by_helper(mountpoint: &Path, options: &OsStr) -> io::Result<OwnedFd> {
     let (ours, theirs) = UnixStream::pair()?;
     // As its standard input it gets the socket without a moment in which others could inherit it.
     let child = Command::new(HELPER)
@@ -70,7 +70,7 @@ pub fn mount_by_helper(mountpoint: &Path, options: &OsStr) -> io::Result<File> {
     })
 }
 
-fn receive_descriptor(socket: &UnixStream) -> io::Result<File> {
+fn receive_descriptor(socket: &UnixStream) -> io::Result<OwnedFd> {
     let mut byte = [0];
     let mut control = nix::cmsg_space!(RawFd);
     loop {
@@ -84,7 +84,7 @@ fn receive_descriptor(socket: &UnixStream) -> io::Result<File> {
                 });
                 let descriptor = received.ok_or(io::ErrorKind::UnexpectedEof)?;
                 // SAFETY: the message has just given us this descriptor, and nobody else owns it.
-                return Ok(unsafe { File::from_raw_fd(descriptor) });
+                return Ok(unsafe { OwnedFd::from_raw_fd(descriptor) });
             }
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd, AsRawFd as _};
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -55,7 +55,7 @@ pub fn mount_at(mountpoint: &Path) -> io::Result<Option<Mount>> {
 /// # Errors
 /// Those of mount(2); EPERM without CAP_SYS_ADMIN.
 pub fn mount_fuse(
-    device: &File,
+    device: impl AsFd,
     source: &Path,
     mountpoint: &Path,
     flags: MsFlags,
@@ -63,7 +63,7 @@ pub fn mount_fuse(
 ) -> io::Result<()> {
     let data = format!(
         "fd={},rootmode={:o},user_id={},group_id={},{options}",
-        device.as_raw_fd(),
+        device.as_fd().as_raw_fd(),
         std::fs::metadata(mountpoint)?.mode(),
         geteuid(),
         getegid(),

@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ const WAKE: u64 = u64::MAX;
 pub struct Ring {
     // Dropped first: the kernel then has no more business with the slots.
     ring: IoUring<squeue::Entry128, cqueue::Entry>,
-    device: File,
+    device: OwnedFd,
     slots: Vec<Slot>,
     wake: Arc<Waker>,
 }
@@ -89,11 +89,19 @@ impl Ring {
     ///
     /// # Errors
     /// Those of io_uring_setup(2): ENOSYS, EPERM if it is forbidden (`kernel.io_uring_disabled`).
-    pub fn new(device: &File, commands: u32) -> io::Result<Self> {
-        let ring = IoUring::<squeue::Entry128, cqueue::Entry>::builder()
-            .dontfork()
-            .setup_cqsize(commands * 2)
-            .build(commands)?;
+    pub fn new(device: impl AsFd, commands: u32) -> io::Result<Self> {
+        let mut builder = IoUring::<squeue::Entry128, cqueue::Entry>::builder();
+        builder.dontfork().setup_cqsize(commands * 2);
+        match std::env::var("ATREST_RING").as_deref() {
+            Ok("coop") => {
+                builder.setup_coop_taskrun();
+            }
+            Ok("defer") => {
+                builder.setup_single_issuer().setup_defer_taskrun().setup_r_disabled();
+            }
+            _ => {}
+        }
+        let ring = builder.build(commands)?;
         // SAFETY: no memory is passed.
         let descriptor = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
         if descriptor < 0 {
@@ -102,12 +110,17 @@ impl Ring {
         // SAFETY: the call has just returned this descriptor, and nobody else owns it.
         let wake = unsafe { OwnedFd::from_raw_fd(descriptor) };
         let wake = Arc::new(Waker(File::from(wake)));
-        Ok(Self { ring, device: device.try_clone()?, slots: Vec::new(), wake })
+        Ok(Self { ring, device: device.as_fd().try_clone_to_owned()?, slots: Vec::new(), wake })
     }
 
     /// What ends a wait.
     pub fn waker(&self) -> Arc<Waker> {
         self.wake.clone()
+    }
+
+    /// x
+    pub fn enable(&self) {
+        let _ = self.ring.submitter().register_enable_rings();
     }
 
     /// Begins to listen to the [`Waker`]. Also after each [`Event::Woken`].

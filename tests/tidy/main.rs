@@ -50,6 +50,7 @@ const COLUMNS_MAX: usize = 100;
 const FUNCTION_LINES_MAX: usize = 70;
 /// Functions that are longer because they are one flat list: `("src/...rs", "name")`.
 const LONG_FUNCTIONS: &[(&str, &str)] = &[
+    ("src/fuse/wire/tests.rs", "golden"),
     ("tests/crash/applications.rs", "databases"),
     ("tests/crash/applications.rs", "trees"),
     ("tests/crash/scripts.rs", "contents"),

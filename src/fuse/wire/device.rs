@@ -1,8 +1,7 @@
 //! Requests and replies by read(2) and writev(2) of `/dev/fuse`.
 
-use std::fs::File;
 use std::io::{self, IoSlice};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -20,7 +19,7 @@ const ALIGNMENT: usize = 4096;
 
 /// One open connection to the kernel.
 pub struct Device {
-    file: File,
+    file: OwnedFd,
 }
 
 /// Where requests are read into.
@@ -59,15 +58,16 @@ impl Buffer {
     }
 }
 
+impl AsFd for Device {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
 impl Device {
     /// Takes over what was opened and mounted.
-    pub fn new(file: File) -> Self {
+    pub fn new(file: OwnedFd) -> Self {
         Self { file }
-    }
-
-    /// Lends the file itself.
-    pub fn with_file<R>(&self, work: impl FnOnce(&File) -> R) -> R {
-        work(&self.file)
     }
 
     /// Another connection to the same mount. What is read from one is answered on that one.
