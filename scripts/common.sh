@@ -31,6 +31,8 @@ declare -A PACKAGES=(
   [softhsm2-util]=softhsm2 [pkcs11-tool]=opensc [certutil]=libnss3-tools [swtpm]=swtpm
   [unzip]=unzip [zip]=zip [minisign]=minisign [tpm2_pcrread]=tpm2-tools [pkg-config]=pkg-config
 )
+# The same for what only bench/run --install asks for.
+declare -A PACKAGES_BENCH=([securefs]=securefs [encfs]=encfs [cryfs]=cryfs [xfs_io]=xfsprogs [gnuplot]=gnuplot-nox)
 # Library, as pkg-config knows it, that all features need to build -> Debian package that has it.
 declare -A LIBRARIES=([tss2-esys]=libtss2-dev)
 
@@ -46,7 +48,7 @@ install_missing() {
       continue
     fi
     missing+=("$name")
-    packages+=("${PACKAGES[$name]:-${LIBRARIES[$name]:-}}")
+    packages+=("${PACKAGES[$name]:-${LIBRARIES[$name]:-${PACKAGES_BENCH[$name]:-}}}")
   done
   ((${#missing[@]})) || return 0
   if is_root && have apt-get; then
@@ -153,7 +155,7 @@ daemons_below() {
     pid=${pid%/cmdline}
     [[ $pid != "$$" && $pid != "$BASHPID" ]] || continue
     if tr '\0' '\n' 2>/dev/null <"$entry" | awk -v d="$1/" '
-      NR == 1 { n = split($0, part, "/"); known = part[n] ~ /^(atrest|gocryptfs|passthrough)$/ }
+      NR == 1 { n = split($0, part, "/"); known = part[n] ~ /^(atrest|gocryptfs|passthrough|securefs|encfs|cryfs)$/ }
       known && index($0, d) == 1 { found = 1 }
       END { exit !found }'; then
       echo "$pid"

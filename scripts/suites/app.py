@@ -2,6 +2,7 @@
 Azurite, the vault at its real name, the host's identity that of the metadata service."""
 
 import contextlib
+import hashlib
 import http.server
 import json
 import os
@@ -238,6 +239,12 @@ def references(blobs):
     assert found["package"]["source"] == f"{blobs.url}/packages/one.zip", found
     assert found["package"]["source_expires"], found
     by_name = {reference["setting"]: reference for reference in found["references"]}
+    with zipfile.ZipFile(SCRATCH / "one.zip") as archive:
+        members = len(archive.namelist()) + 1
+    digest = hashlib.sha256((SCRATCH / "one.zip").read_bytes()).hexdigest()
+    assert (found["package"]["sha256"], found["package"]["members"]) == (digest, members), found
+    assert abs(datetime.fromisoformat(found["package"]["fetched"]).timestamp() - time.time()) < 120
+    assert {"hits", "misses", "memory_bytes"} <= found["caches"].keys(), found
     assert len(by_name["WEBSITE_RUN_FROM_PACKAGE"]["version"]) == 32, by_name
     assert "does not exist" in by_name["BROKEN"]["error"], by_name
     pid = found["command"]["pid"]
@@ -363,6 +370,16 @@ def local():
     (packages / "packagename.txt").write_text("two.zip\n")
     app.serves("This is two")
     app.stop()
+    settings(WEBSITE_RUN_FROM_PACKAGE="1", GREETING="first")
+    app = App(command=[NODE, "server.js"]).serves("This is two")
+    until("node serves", lambda: "This is two</h1>first" in get(8081))
+    settings(WEBSITE_RUN_FROM_PACKAGE="1", GREETING="second")
+    until("a setting has changed, so node was started anew", lambda: "second" in get(8081))
+    app.stop()
+    listed = subprocess.run([ATREST, "package", "list", "--json", "--home", str(HOME),
+                             "--key-store", str(SCRATCH / "keys")],
+                            check=True, capture_output=True, text=True).stdout
+    assert len(json.loads(listed)["packages"]) == 3, f"the newest three are kept: {listed}"
 
 
 class Strange(http.server.BaseHTTPRequestHandler):

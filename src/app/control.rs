@@ -42,6 +42,7 @@ impl Served for HostControl {
 
     fn close(&self) -> Result<(), String> {
         self.host.stop();
+        self.host.keep_seek_points();
         self.host.forget_contents();
         self.store.close()
     }

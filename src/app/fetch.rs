@@ -24,6 +24,15 @@ const LOOK: Duration = Duration::from_millis(250);
 /// Bytes copied at once.
 const CHUNK_BYTES: usize = 1 << 20;
 
+/// Who says which SHA-256 a package must have.
+pub trait Vouch: std::fmt::Debug + Send + Sync {
+    /// That of the package of this name.
+    ///
+    /// # Errors
+    /// Nobody who is trusted says anything of it; in words.
+    fn digest(&self, name: &str) -> Result<String, String>;
+}
+
 /// What packages may be, and how they are had.
 #[derive(Clone, Debug, Default)]
 pub struct Policy {
@@ -33,6 +42,8 @@ pub struct Policy {
     pub limits: Limits,
     /// Threads that verify.
     pub threads: usize,
+    /// Without whom no package is served.
+    pub vouch: Option<Arc<dyn Vouch>>,
 }
 
 /// A package that is in the store and may be served.
@@ -79,14 +90,28 @@ pub fn fetch(
         Ok(stored) => (stored, None),
         Err(error) if error.is_outage() => {
             let last = store.newest_for_setting(&request.setting);
-            let Some(last) = last.filter(|last| job.is_expected(&last.sha256)) else {
+            let Some(last) = last.filter(|last| job.fits_setting(&last.sha256)) else {
                 return Err(error);
             };
             (last, Some(format!("{error}; the last package that was verified is served")))
         }
         Err(error) => return Err(error),
     };
-    Ok(Fetched { stored: store.to_serve(&stored), warning, expires })
+    let stored = store.to_serve(&stored);
+    check_vouched(policy, &stored)?;
+    Ok(Fetched { stored, warning, expires })
+}
+
+/// Refuses a package that came when nobody had to vouch for it, if somebody has to now.
+///
+/// # Errors
+/// [`AppError::Refused`].
+pub fn check_vouched(policy: &Policy, stored: &Stored) -> Result<(), AppError> {
+    if policy.vouch.is_none() || stored.vouched {
+        return Ok(());
+    }
+    let problem = "no signed manifest named it when it was fetched".to_owned();
+    Err(AppError::Refused { source_name: stored.source.clone(), problem })
 }
 
 struct Job<'a> {
@@ -98,38 +123,53 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn is_expected(&self, sha256: &str) -> bool {
+    fn fits_setting(&self, sha256: &str) -> bool {
         self.digest.is_none_or(|digest| digest.eq_ignore_ascii_case(sha256))
+    }
+
+    /// The SHA-256 that whoever has to vouch for packages says for this one.
+    fn vouched(&self, source: &str) -> Result<Option<String>, AppError> {
+        let Some(vouch) = &self.policy.vouch else { return Ok(None) };
+        let name = source.rsplit('/').next().unwrap_or_default();
+        vouch.digest(name).map(Some).map_err(|problem| self.refused(source, &problem))
+    }
+
+    /// Whether a package is the one that the setting, and whoever vouches for it, say.
+    fn is_expected(&self, sha256: &str, vouched: Option<&str>) -> bool {
+        self.fits_setting(sha256) && vouched.is_none_or(|digest| digest == sha256)
     }
 
     fn download(&self, source: &Source, progress: &mut OnProgress<'_>) -> Result<Stored, AppError> {
         let name = source.to_string();
+        let vouched = self.vouched(&name)?;
         let known = self.store.newest_of_source(&name);
-        let known = known.filter(|known| self.is_expected(&known.sha256));
+        let known = known.filter(|known| self.is_expected(&known.sha256, vouched.as_deref()));
         let etag = known.as_ref().and_then(|known| known.validator.clone());
         let mut incoming = self.store.receive(&name, progress)?;
         let rules = &self.policy.rules;
         match download::download(source, rules, &Validator { etag }, &mut incoming)? {
             Outcome::Unchanged => match known {
-                Some(known) => self.renew(known),
+                Some(known) => self.renew(known, vouched.is_some()),
                 None => Err(self.refused(&name, "its server says that it has not changed")),
             },
             Outcome::Complete { validator, .. } => {
                 drop(incoming);
-                self.verify(&name, validator.etag)
+                self.verify(&name, validator.etag, vouched.as_deref())
             }
         }
     }
 
     fn import(&self, path: &Path, progress: &mut OnProgress<'_>) -> Result<Stored, AppError> {
         let name = path.display().to_string();
+        let vouched = self.vouched(&name)?;
         let (file, validator) = wait_until_quiet(path)?;
         let known = self.store.newest_of_source(&name);
         let known = known.filter(|known| {
-            known.validator.as_ref() == Some(&validator) && self.is_expected(&known.sha256)
+            let is_same = known.validator.as_ref() == Some(&validator);
+            is_same && self.is_expected(&known.sha256, vouched.as_deref())
         });
         if let Some(known) = known {
-            return self.renew(known);
+            return self.renew(known, vouched.is_some());
         }
         let mut incoming = self.store.receive(&name, progress)?;
         incoming.begin(&Validator::default())?;
@@ -140,7 +180,7 @@ impl Job<'_> {
             self.store.discard()?;
             return Err(self.refused(&name, "it is still being written"));
         }
-        self.verify(&name, Some(validator))
+        self.verify(&name, Some(validator), vouched.as_deref())
     }
 
     fn copy(
@@ -182,8 +222,8 @@ impl Job<'_> {
     }
 
     /// A package that is in the store already, as the newest of this setting.
-    fn renew(&self, known: Stored) -> Result<Stored, AppError> {
-        let stored = Stored { setting: self.request.setting.clone(), ..known };
+    fn renew(&self, known: Stored, vouched: bool) -> Result<Stored, AppError> {
+        let stored = Stored { setting: self.request.setting.clone(), vouched, ..known };
         self.store.renew(&stored)?;
         Ok(stored)
     }
@@ -193,10 +233,16 @@ impl Job<'_> {
     }
 
     /// Verifies what was received, and admits it; else throws it away.
-    fn verify(&self, source: &str, validator: Option<String>) -> Result<Stored, AppError> {
+    fn verify(
+        &self,
+        source: &str,
+        validator: Option<String>,
+        vouched: Option<&str>,
+    ) -> Result<Stored, AppError> {
         let file = self.store.received()?;
         let bytes = file.len()?;
-        let found = verify_package(file, self.policy, |sha256| self.is_expected(sha256));
+        let is_expected = |sha256: &str| self.is_expected(sha256, vouched);
+        let found = verify_package(file, self.policy, is_expected);
         let (sha256, members) = found.map_err(|problem| {
             if let Err(error) = self.store.discard() {
                 log::warn!("what was refused is still in the store: {error}");
@@ -212,6 +258,7 @@ impl Job<'_> {
             validator,
             fetched: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
             rolled_back: false,
+            vouched: vouched.is_some(),
         };
         Ok(self.store.admit(&stored, self.in_use)?)
     }

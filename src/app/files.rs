@@ -49,6 +49,16 @@ impl Files {
         Ok(File { tree: self.0.clone(), ino: attr.ino, handle })
     }
 
+    /// Writes a file from its beginning on; what it had is gone. Flushing makes it durable.
+    ///
+    /// # Errors
+    /// Those of the volume.
+    pub fn writer(&self, name: &str) -> Result<Writer, Error> {
+        let file = self.open_or_create(name)?;
+        file.set_len(0)?;
+        Ok(Writer { file, offset: 0 })
+    }
+
     /// All of a small file; `None` if there is none.
     ///
     /// # Errors
@@ -185,6 +195,24 @@ impl File {
     /// Those of the volume.
     pub fn sync(&self) -> Result<(), Error> {
         self.tree.fsync(self.ino, self.handle, false)
+    }
+}
+
+/// See [`Files::writer`].
+pub struct Writer {
+    file: File,
+    offset: u64,
+}
+
+impl std::io::Write for Writer {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.file.write_at(self.offset, bytes).map_err(std::io::Error::other)?;
+        self.offset += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.sync().map_err(std::io::Error::other)
     }
 }
 

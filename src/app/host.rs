@@ -46,6 +46,8 @@ const RETRY: Duration = Duration::from_secs(15);
 const RETRY_MAX: Duration = Duration::from_secs(600);
 /// How often inodes of packages that are no longer served are looked for.
 const RETIRE: Duration = Duration::from_secs(10);
+/// How often seek points are kept, besides when a package is no longer served.
+const KEEP: Duration = Duration::from_secs(600);
 /// The root directory of a tree.
 const ROOT: Ino = 1;
 
@@ -180,6 +182,7 @@ impl Host {
         let mut refresh_at = Instant::now() + self.config.refresh;
         let mut retry = (Instant::now() + RETRY, RETRY);
         let mut retire_at = Instant::now() + RETIRE;
+        let mut keep_at = Instant::now() + KEEP;
         let mut start_at = None;
         let mut earlier = Vec::new();
         while !self.is_stopping() {
@@ -206,6 +209,10 @@ impl Host {
             if now >= retire_at {
                 retire_at = now + RETIRE;
                 self.retire(&mut earlier);
+            }
+            if now >= keep_at {
+                keep_at = now + KEEP;
+                self.keep_seek_points();
             }
             if self.look_at_command(&mut start_at) {
                 return;
@@ -243,9 +250,11 @@ impl Host {
             }
         };
         let stored = stored.map_err(|error: StoreError| error.to_string())?;
+        fetch::check_vouched(&self.config.policy, &stored).map_err(|error| chain(&error))?;
         let package = self.open_package(&stored).map_err(|error| chain(&error))?;
         log::info!("going to the package {}", stored.sha256);
         self.stop_command();
+        self.keep_seek_points();
         self.exchange(tree_of(package.clone())).map_err(|error| error.to_string())?;
         if let Some(serving) = &mut self.state.lock().serving {
             (serving.fetched.stored, serving.package) = (stored, package);
@@ -265,8 +274,10 @@ impl Host {
         let caches = state.serving.as_ref().map(|serving| {
             let found = serving.package.statistics();
             json!({
-                "hits": found.hits, "misses": found.misses, "read_bytes": found.read_bytes,
-                "inflated_bytes": found.inflated_bytes, "memory_bytes": found.memory_bytes,
+                "hits": found.hits, "misses": found.misses,
+                "hit_percent": found.hit_percent(), "read_bytes": found.read_bytes,
+                "inflated_bytes": found.inflated_bytes, "seek_points": found.points,
+                "memory_bytes": found.memory_bytes,
             })
         });
         let references: Vec<_> = state.resolutions.iter().map(Resolution::to_json).collect();
@@ -282,6 +293,20 @@ impl Host {
             "older_packages_in_use": state.draining,
             "packages": self.store.packages(),
         })
+    }
+
+    /// Keeps where reading can begin in the package that is served, for the next time.
+    pub fn keep_seek_points(&self) {
+        let serving = {
+            let state = self.state.lock();
+            state
+                .serving
+                .as_ref()
+                .map(|serving| (serving.fetched.stored.sha256.clone(), serving.package.clone()))
+        };
+        if let Some((sha256, package)) = serving {
+            self.store.keep_seek_points(&sha256, &package);
+        }
     }
 
     /// Whether a package is served.
@@ -360,6 +385,7 @@ impl Host {
             self.stop_command();
         }
         if let Some(package) = &package {
+            self.keep_seek_points();
             self.exchange(tree_of(package.clone()))?;
             log::info!("serving the package {sha256} of {}", fetched.stored.source);
         }
@@ -417,8 +443,14 @@ impl Host {
     }
 
     fn retire(&self, earlier: &mut Vec<u64>) {
-        let known = self.caches.lock().as_ref().map(Caches::known).unwrap_or_default();
+        let caches = self.caches.lock().clone();
+        let known = caches.as_ref().map(Caches::known).unwrap_or_default();
         let draining = self.tree.retire(&known, earlier);
+        if let Some(caches) = caches.filter(|_| draining > 0) {
+            for (directory, names) in self.tree.old_names(&known) {
+                caches.forget_names(directory, &names);
+            }
+        }
         self.state.lock().draining = draining;
     }
 
@@ -547,6 +579,7 @@ fn open_package(config: &Config, store: &Store, stored: &Stored) -> Result<Arc<P
         source_name: stored.source.clone(),
         problem: chain(&error),
     })?;
+    store.use_seek_points(&stored.sha256, &package);
     Ok(Arc::new(package))
 }
 

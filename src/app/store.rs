@@ -19,7 +19,9 @@ use serde::{Deserialize, Serialize};
 use super::download::{Sink, Validator};
 use super::fetch::OnProgress;
 use super::files::{File, Files};
+use super::seeks;
 use crate::fs::{self, Tree};
+use crate::package::Package;
 
 /// How many packages are kept unless told otherwise: the current one and two before it.
 pub const KEPT: usize = 3;
@@ -49,6 +51,9 @@ pub struct Stored {
     /// Whether somebody went back to one before it.
     #[serde(default)]
     pub rolled_back: bool,
+    /// Whether a signed manifest named it when it came, or was asked for again.
+    #[serde(default)]
+    pub vouched: bool,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -258,20 +263,16 @@ impl Store {
         Ok(Arc::new(file.ok_or(fs::Error::NotFound)?))
     }
 
-    /// What [`Store::keep_seek_points`] kept.
-    ///
-    /// # Errors
-    /// [`StoreError::Volume`].
-    pub fn seek_points(&self, sha256: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(self.files.read(&seek_name(sha256))?)
+    /// Has a package use the seek points that were kept of it.
+    pub fn use_seek_points(&self, sha256: &str, package: &Package) {
+        seeks::use_seek_points(&self.files, &seek_name(sha256), package);
     }
 
     /// Keeps what makes reading of a package faster next time.
-    ///
-    /// # Errors
-    /// [`StoreError::Volume`].
-    pub fn keep_seek_points(&self, sha256: &str, bytes: &[u8]) -> Result<(), StoreError> {
-        Ok(self.files.replace(&seek_name(sha256), bytes)?)
+    pub fn keep_seek_points(&self, sha256: &str, package: &Package) {
+        if self.packages().iter().any(|stored| stored.sha256 == sha256) {
+            seeks::keep_seek_points(&self.files, &seek_name(sha256), package);
+        }
     }
 
     fn write(&self, catalog: &Catalog) -> Result<(), StoreError> {

@@ -13,10 +13,11 @@ use serde_json::{Map, Value, json};
 use super::args::{AuditArgs, CipherName, InitArgs, KeyArgs, duration};
 use super::exit::Exit;
 use super::hint::{Failure, chain};
+use super::package::manifest;
 use super::{audit, init, keys, mount, open, place, status};
 use crate::app::{
     AppError, BYTES_MAX, Config, DownloadError, Host, HostControl, KEPT, Policy, Rules, Store,
-    StoreError, TIME_MAX,
+    StoreError, TIME_MAX, Vouch,
 };
 use crate::audit::Audit;
 use crate::daemon::{self, Options, Readiness, Served as _, Service, paths};
@@ -82,6 +83,13 @@ pub struct AppRunArgs {
     /// Allow downloads over plain http, but only from this host
     #[arg(long)]
     pub plain_http: bool,
+    /// Serve only packages whose SHA-256 is in this file, as sha256sum writes it, and that is
+    /// signed: FILE.minisig, by minisign
+    #[arg(long, value_name = "FILE", requires = "key")]
+    pub manifest: Option<PathBuf>,
+    /// Public key of who signs manifests
+    #[arg(long, value_name = "FILE", requires = "manifest")]
+    pub key: Option<PathBuf>,
     /// Largest package, in bytes
     #[arg(long, value_name = "BYTES", default_value_t = BYTES_MAX)]
     pub package_bytes_max: u64,
@@ -317,6 +325,7 @@ fn prepare_host(
             },
             limits: Limits::default(),
             threads: std::thread::available_parallelism().map_or(1, Into::into),
+            vouch: manifest_of(arguments),
         },
         refresh: arguments.refresh,
         stop_patience: arguments.stop_patience,
@@ -331,6 +340,28 @@ fn prepare_host(
     bar.finish_and_clear();
     let (host, error) = prepared.map_err(|error| failure_of(&error))?;
     Ok((host, error.map(|error| failure_of(&error))))
+}
+
+/// A manifest, and whose signature it must have.
+#[derive(Debug)]
+struct SignedManifest {
+    manifest: PathBuf,
+    key: PathBuf,
+}
+
+impl Vouch for SignedManifest {
+    fn digest(&self, name: &str) -> Result<String, String> {
+        let digest = manifest::digest(&self.manifest, &self.key, Path::new(name));
+        digest.map(|digest| digest.to_string()).map_err(|failure| {
+            let Failure { message, details, .. } = failure;
+            [vec![message], details].concat().join(": ")
+        })
+    }
+}
+
+fn manifest_of(arguments: &AppRunArgs) -> Option<Arc<dyn Vouch>> {
+    let (manifest, key) = (arguments.manifest.clone()?, arguments.key.clone()?);
+    Some(Arc::new(SignedManifest { manifest, key }))
 }
 
 /// Bytes of a package that have come; shown on a terminal only.

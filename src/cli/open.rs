@@ -77,7 +77,15 @@ fn open_with(
     let place = Place { path: path.to_owned(), read_only: how.read_only, pins, audit };
     let (config, serving) = place.open(opened, how.allow_rollback)?;
     let tree = Arc::new(GatedTree::new(serving.volume.clone()));
-    let options = ProviderOptions { slot: Some(slot), interactive: false, ..options.clone() };
+    // A daemon leaves the working directory, and asks for the key again.
+    let lasting = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+    let options = ProviderOptions {
+        slot: Some(slot),
+        interactive: false,
+        key_store: options.key_store.as_ref().map(lasting),
+        passphrase_file: options.passphrase_file.as_ref().map(lasting),
+        ..options.clone()
+    };
     let control = Control::new(place, slot, options, config, serving, tree.clone(), lock);
     Ok(OpenVolume { tree, control: Arc::new(control) })
 }

@@ -1,4 +1,5 @@
-//! Sealing that does not seal, for a test that must find plaintext when it is there.
+//! Sealing that does not seal, for a test that must find plaintext when it is there, and for
+//! `bench/run`, which shows what sealing contents costs.
 //!
 //! Only in builds with the feature `insecure-unsealed`, and there only for what the environment
 //! variable `ATREST_UNSEALED` names: `content` or `metadata`. Such a build cannot open what another
@@ -7,13 +8,19 @@
 use super::page::{Tag, Tampered};
 use std::sync::LazyLock;
 
-static UNSEALED: LazyLock<Option<String>> = LazyLock::new(|| std::env::var("ATREST_UNSEALED").ok());
+/// Whether metadata (`true`) or contents are left unsealed, if either.
+static UNSEALED: LazyLock<Option<bool>> =
+    LazyLock::new(|| match std::env::var("ATREST_UNSEALED").as_deref() {
+        Ok("metadata") => Some(true),
+        Ok("content") => Some(false),
+        _ => None,
+    });
 
 /// Whether this build was told to leave what `aad` belongs to unsealed. The associated data of
 /// metadata starts with text, that of contents with the format version.
 fn applies(aad: &[u8]) -> bool {
-    let kind = if aad.to_ascii_lowercase().starts_with(b"atrest") { "metadata" } else { "content" };
-    UNSEALED.as_deref() == Some(kind)
+    let is_metadata = aad.get(..6).is_some_and(|start| start.eq_ignore_ascii_case(b"atrest"));
+    *UNSEALED == Some(is_metadata)
 }
 
 /// Copies instead of sealing.

@@ -45,6 +45,9 @@ pub enum Error {
     /// The mount is read-only.
     #[error("the volume is mounted read-only")]
     ReadOnly,
+    /// What is asked for would have to be on one filesystem.
+    #[error("the two are on different filesystems")]
+    OtherFilesystem,
     /// This operation is refused, see `manual::semantics`.
     #[error("operation not supported")]
     NotSupported,
@@ -92,6 +95,7 @@ impl Error {
             Self::QuotaExceeded => libc::EDQUOT,
             Self::NotPermitted => libc::EPERM,
             Self::ReadOnly => libc::EROFS,
+            Self::OtherFilesystem => libc::EXDEV,
             Self::NotSupported => libc::EOPNOTSUPP,
             Self::NoAttribute => libc::ENODATA,
             Self::AttributeTooLarge => libc::E2BIG,

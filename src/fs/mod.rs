@@ -3,6 +3,7 @@
 pub mod acl;
 pub mod attr;
 pub mod error;
+pub mod graft;
 pub mod name;
 pub mod package;
 pub mod swap;
@@ -110,6 +111,11 @@ pub trait Tree: Send + Sync {
     /// Whether it never changes, and has no extended attributes: then nobody needs to be asked
     /// before a file is opened, nor again about what was answered once.
     fn is_image(&self) -> bool {
+        false
+    }
+    /// Whether nobody can write to an inode, so that opening it to do so is refused.
+    fn is_read_only(&self, ino: Ino) -> bool {
+        let _ = ino;
         false
     }
     /// Whether reading from `offset` on takes long enough that others should be served meanwhile.

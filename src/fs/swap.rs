@@ -7,7 +7,7 @@
 //! dropped, and only then does the root lead into the new tree: before that moment every lookup
 //! finds the old one, after it the new one, and no name that is cached tells of either.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use parking_lot::RwLock;
@@ -83,6 +83,29 @@ impl SwapTree {
         state.trees.len() - 1
     }
 
+    /// The names in old trees that the kernel may hold, by directory. It was told to drop those in
+    /// the root; one below that was in use then it keeps, and with it all that it is in.
+    pub fn old_names(&self, known: &[Ino]) -> Vec<(Ino, Vec<Vec<u8>>)> {
+        let current = self.0.read().current;
+        let old = known.iter().filter(|ino| **ino != ROOT && *ino >> INO_BITS != current);
+        let old: HashSet<Ino> = old.copied().collect();
+        let names_in = |directory: &Ino| {
+            let (tree, generation, inner) = self.find(*directory).ok()?;
+            let mut names = Vec::new();
+            let mut collect = |entry: &DirEntry| {
+                let is_dot = matches!(entry.name, b"." | b"..");
+                if !is_dot && old.contains(&outside(generation, entry.ino)) {
+                    names.push(entry.name.to_owned());
+                }
+                true
+            };
+            // What is no directory has no names.
+            tree.readdir(inner, 0, false, &mut collect).ok()?;
+            (!names.is_empty()).then_some((*directory, names))
+        };
+        old.iter().filter_map(names_in).collect()
+    }
+
     /// Refuses everything, or with `None` serves again.
     pub fn refuse(&self, refusal: Option<Refusal>) {
         self.0.write().refusal = refusal;
@@ -143,8 +166,13 @@ impl Tree for SwapTree {
         self.find(ino).is_ok_and(|(tree, _, inner)| tree.read_is_long(inner, offset))
     }
 
+    /// Names in an old tree would keep it: nothing drops them when the last who uses it goes.
     fn keeps_names(&self, parent: Ino) -> bool {
-        parent != ROOT || self.0.read().settled
+        let state = self.0.read();
+        match parent {
+            ROOT => state.settled,
+            _ => parent >> INO_BITS == state.current,
+        }
     }
 
     fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr, Error> {

@@ -59,6 +59,7 @@ mod tests {
             (Error::NoSpace, libc::ENOSPC, true),
             (Error::QuotaExceeded, libc::EDQUOT, true),
             (Error::NoAttribute, libc::ENODATA, true),
+            (Error::OtherFilesystem, libc::EXDEV, true),
             (Error::NotSupported, libc::EOPNOTSUPP, true),
             (Error::Io { what: "x".to_owned(), source: None }, libc::EIO, false),
         ];

@@ -26,6 +26,10 @@ impl Adapter {
             return reply.error(libc::ENOSYS);
         }
         let ino = header.node;
+        // What is written goes to the page cache first, and could only be refused too late.
+        if flags::writable(flags) && self.tree().is_read_only(ino) {
+            return reply.error(libc::EROFS);
+        }
         let truncate = flags & libc::O_TRUNC != 0;
         let kill_suid = truncate && self.truncation_kills_suid(header, kill_suid);
         match attempt(Operation::Open, ino, || self.tree().open(ino, truncate, kill_suid)) {

@@ -1,5 +1,7 @@
 //! From a central directory to an [`Index`]: every rule that needs no more than the directory.
 
+use aws_lc_rs::digest as sha;
+
 use super::end::{self, Directory};
 use super::error::Refusal;
 use super::index::{Builder, Content, Data, Entry, Index, Time};
@@ -7,6 +9,7 @@ use super::limits::Limits;
 use super::name;
 use super::record::{self, Central, LOCAL_BYTES, extra, field, flag, u32_at, u64_at};
 use super::source::Source;
+use super::verify::Digest;
 use crate::sys::inflate::crc32;
 
 const STORED: u16 = 0;
@@ -43,7 +46,7 @@ const METHODS: &[(u16, &str)] = &[
 ///
 /// # Errors
 /// Why the archive is refused.
-pub(super) fn read(source: &dyn Source, limits: &Limits) -> Result<Index, Refusal> {
+pub(super) fn read(source: &dyn Source, limits: &Limits) -> Result<(Index, Directory), Refusal> {
     let directory = end::find(source, limits)?;
     let length = usize::try_from(directory.bytes)
         .map_err(|_| Refusal::End("the central directory does not fit into memory"))?;
@@ -51,7 +54,21 @@ pub(super) fn read(source: &dyn Source, limits: &Limits) -> Result<Index, Refusa
     source.read_exact_at(&mut bytes, directory.offset).map_err(Refusal::Read)?;
     let mut builder = parse(&bytes, directory, limits)?;
     forbid_overlaps(&mut builder, directory.offset)?;
-    builder.build(limits)
+    Ok((builder.build(limits)?, directory))
+}
+
+/// What tells an archive from others: it names every member, with its place, length and CRC-32.
+///
+/// # Errors
+/// Those of the source.
+pub(super) fn identity(source: &dyn Source, directory: Directory) -> std::io::Result<Digest> {
+    let mut bytes = vec![0; directory.bytes as usize];
+    source.read_exact_at(&mut bytes, directory.offset)?;
+    let mut context = sha::Context::new(&sha::SHA256);
+    context.update(&source.len().to_le_bytes());
+    context.update(&directory.offset.to_le_bytes());
+    context.update(&bytes);
+    Ok(Digest(context.finish().as_ref().try_into().expect("SHA-256 has 32 bytes")))
 }
 
 fn parse(bytes: &[u8], directory: Directory, limits: &Limits) -> Result<Builder, Refusal> {

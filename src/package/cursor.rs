@@ -14,7 +14,24 @@ pub(super) struct Point {
     /// Bits that come before it, compressed.
     pub(super) input_bits: u64,
     /// What was decompressed last before it.
-    pub(super) window: Box<[u8]>,
+    pub(super) window: Window,
+}
+
+/// The bytes before a seek point, up to as many as a match may reach back.
+pub(super) enum Window {
+    /// Made by this process.
+    Memory(Box<[u8]>),
+    /// In the file of [`super::seeks::Kept`].
+    Kept { at: u64, bytes: usize },
+}
+
+impl Window {
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Memory(window) => window.len(),
+            Self::Kept { bytes, .. } => *bytes,
+        }
+    }
 }
 
 /// Memory that a cursor takes, roughly: its input, its window, its tables.
@@ -53,15 +70,23 @@ impl Cursor {
         self.position
     }
 
-    /// Goes to a seek point; `None` is the beginning of a member, of this one or another.
-    pub(super) fn seek(&mut self, place: Place, point: Option<&Point>) -> Result<(), ReadError> {
+    /// Goes to the beginning of a member, of this one or another.
+    pub(super) fn rewind(&mut self) {
         self.input.clear();
         (self.taken, self.ended) = (0, false);
-        let Some(point) = point else {
-            (self.position, self.input_end) = (0, 0);
-            self.inflater.restart(0, 0, &[]);
-            return Ok(());
-        };
+        (self.position, self.input_end) = (0, 0);
+        self.inflater.restart(0, 0, &[]);
+    }
+
+    /// Goes to a seek point, before which `window` was decompressed.
+    pub(super) fn seek(
+        &mut self,
+        place: Place,
+        point: &Point,
+        window: &[u8],
+    ) -> Result<(), ReadError> {
+        self.input.clear();
+        (self.taken, self.ended) = (0, false);
         let (byte, bit) = (point.input_bits / 8, (point.input_bits % 8) as u8);
         let mut value = [0];
         if bit > 0 {
@@ -71,7 +96,7 @@ impl Cursor {
             place.source.read_exact_at(&mut value, place.start + byte)?;
         }
         let bits = (8 - bit) % 8;
-        self.inflater.restart(bits, value[0] >> bit, &point.window);
+        self.inflater.restart(bits, value[0] >> bit, window);
         (self.position, self.input_end) = (point.output, byte + u64::from(bit > 0));
         Ok(())
     }
@@ -100,7 +125,7 @@ impl Cursor {
                 At::Boundary { unused_bits } => {
                     let read = self.input_end - (self.input.len() - self.taken) as u64;
                     let input_bits = read * 8 - u64::from(unused_bits);
-                    let window = self.inflater.window().into();
+                    let window = Window::Memory(self.inflater.window().into());
                     let point = Point { output: self.position, input_bits, window };
                     return Ok((filled, Some(point)));
                 }

@@ -17,9 +17,11 @@ mod local;
 mod name;
 mod reader;
 mod record;
+mod seeks;
 mod source;
 mod verify;
 
+use std::io;
 use std::sync::Arc;
 
 use reader::Reader;
@@ -36,6 +38,7 @@ pub struct Package {
     index: Index,
     reader: Reader,
     source: Arc<dyn Source>,
+    directory: end::Directory,
 }
 
 impl Package {
@@ -45,10 +48,10 @@ impl Package {
     /// # Errors
     /// Why the archive is refused.
     pub fn open(source: Arc<dyn Source>, limits: &Limits) -> Result<Self, Refusal> {
-        let mut index = archive::read(&*source, limits)?;
+        let (mut index, directory) = archive::read(&*source, limits)?;
         let reader = Reader::new(source.clone(), limits.cache_bytes);
         links::read(&mut index, &reader)?;
-        Ok(Self { index, reader, source })
+        Ok(Self { index, reader, source, directory })
     }
 
     /// Names, attributes and places of all members.
@@ -79,6 +82,35 @@ impl Package {
     /// Lets go of all contents in memory; what is read next is read from the source.
     pub fn forget_contents(&self) {
         self.reader.forget_contents();
+    }
+
+    /// Uses the seek points that an earlier mount has kept by [`Package::keep_seek_points`].
+    ///
+    /// # Errors
+    /// They cannot be read, are damaged, or belong to another package; reading does without them.
+    pub fn use_seek_points(&self, source: Arc<dyn Source>) -> io::Result<()> {
+        self.reader.use_kept(seeks::Kept::read(source, self.identity()?)?);
+        Ok(())
+    }
+
+    /// Writes the seek points that reading has made, and those that were kept before, to what
+    /// `open` returns, if there are any that were not kept yet. Returns whether there were.
+    ///
+    /// # Errors
+    /// Those of writing; the source failed.
+    pub fn keep_seek_points(
+        &self,
+        open: impl FnOnce() -> io::Result<Box<dyn io::Write>>,
+    ) -> io::Result<bool> {
+        let Some(points) = self.reader.points() else { return Ok(false) };
+        let identity = self.identity()?;
+        seeks::write(&points, self.reader.kept(), identity, &mut *open()?)?;
+        Ok(true)
+    }
+
+    /// SHA-256 of the length of the archive, and of the central directory with where it is.
+    fn identity(&self) -> io::Result<Digest> {
+        archive::identity(&*self.source, self.directory)
     }
 
     /// What readers have met so far.

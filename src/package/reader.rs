@@ -9,18 +9,20 @@
 //! Lock order: `members`, a member's `state`, `cache`.
 
 use std::cell::RefCell;
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use lru::LruCache;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::cache::{BLOCK_BYTES, Cache};
 use super::checksum::Checksum;
-use super::cursor::{CURSOR_BYTES, Cursor, Place, Point};
+use super::cursor::{CURSOR_BYTES, Cursor, Place, Point, Window};
 use super::error::ReadError;
 use super::index::{Content, Data, Node, NodeId};
 use super::local;
+use super::seeks::Kept;
 use super::source::Source;
 use crate::sys::inflate::crc32;
 
@@ -60,6 +62,14 @@ pub struct Statistics {
     pub memory_bytes: u64,
 }
 
+impl Statistics {
+    /// Of a hundred blocks that were asked for, those that were in memory; `None` if none was.
+    pub fn hit_percent(&self) -> Option<f64> {
+        let all = self.hits + self.misses;
+        (all > 0).then(|| (self.hits as f64 * 1000.0 / all as f64).round() / 10.0)
+    }
+}
+
 #[derive(Default)]
 struct Counters {
     hits: AtomicU64,
@@ -78,6 +88,8 @@ pub(super) struct Reader {
     members: Mutex<LruCache<NodeId, Arc<Member>>>,
     cache: Mutex<Cache>,
     counters: Arc<Counters>,
+    /// Seek points of an earlier mount.
+    kept: OnceLock<Kept>,
 }
 
 /// A member that is or was read in parts.
@@ -124,8 +136,12 @@ impl Drop for Member {
     }
 }
 
+/// Memory that a seek point takes.
 fn point_bytes(point: &Point) -> u64 {
-    point.window.len() as u64 + 64
+    match &point.window {
+        Window::Memory(window) => window.len() as u64 + 64,
+        Window::Kept { .. } => 64,
+    }
 }
 
 impl Reader {
@@ -136,7 +152,40 @@ impl Reader {
             members: Mutex::new(LruCache::unbounded()),
             cache: Mutex::new(Cache::new()),
             counters: Arc::default(),
+            kept: OnceLock::new(),
         }
+    }
+
+    /// Uses the seek points of an earlier mount. Only the first that are given count.
+    pub(super) fn use_kept(&self, kept: Kept) {
+        let _ = self.kept.set(kept);
+    }
+
+    pub(super) fn kept(&self) -> Option<&Kept> {
+        self.kept.get()
+    }
+
+    /// The seek points of all members, by the offsets of their local headers, in that order;
+    /// `None` if there are none but those that were kept.
+    pub(super) fn points(&self) -> Option<Vec<(u64, Vec<Arc<Point>>)>> {
+        let mut all = BTreeMap::new();
+        for (header, points) in self.kept.get().iter().flat_map(|kept| kept.members()) {
+            all.insert(header, points.to_vec());
+        }
+        let members: Vec<_> =
+            self.members.lock().iter().map(|(_, member)| member.clone()).collect();
+        let mut is_new = false;
+        for member in members {
+            let state = member.state.lock();
+            let is_made = |point: &Arc<Point>| matches!(point.window, Window::Memory(_));
+            let here = all.entry(member.data.header).or_insert_with(Vec::new);
+            if state.points.last().map(|last| last.output) > here.last().map(|last| last.output) {
+                is_new |= state.points.iter().any(is_made);
+                here.clone_from(&state.points);
+            }
+        }
+        all.retain(|_, points| !points.is_empty());
+        is_new.then(|| all.into_iter().collect())
     }
 
     /// As [`super::Package::read`].
@@ -183,7 +232,14 @@ impl Reader {
             return 0;
         }
         let member = self.members.lock().peek(&id).cloned();
-        let from = member.map_or(0, |member| member.state.lock().nearest(block * BLOCK_BYTES));
+        let start = block * BLOCK_BYTES;
+        let from = match (member, self.kept.get()) {
+            (Some(member), _) => member.state.lock().nearest(start),
+            (None, Some(kept)) => {
+                last_before(kept.of(&data), start).map_or(0, |point| point.output)
+            }
+            (None, None) => 0,
+        };
         offset - from
     }
 
@@ -214,7 +270,7 @@ impl Reader {
         let output = &mut buffer[start..];
         if data.deflated {
             CURSOR.with_borrow_mut(|cursor| {
-                cursor.seek(place, None)?;
+                cursor.rewind();
                 cursor.fill(place, output, false)?;
                 cursor.finish(place)
             })?;
@@ -238,8 +294,12 @@ impl Reader {
             return Ok(member.clone());
         }
         let start = local::data_start(&*self.source, data)?;
+        let points = self.kept.get().map_or_else(Vec::new, |kept| kept.of(data).to_vec());
+        let bytes = points.iter().map(|point| point_bytes(point)).sum();
+        self.counters.kept_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.counters.points.fetch_add(points.len() as u64, Ordering::Relaxed);
         let state = State {
-            points: Vec::new(),
+            points,
             spacing: SPACING,
             idle: Vec::new(),
             busy: Vec::new(),
@@ -314,8 +374,7 @@ impl Reader {
             return Ok(None);
         }
         let mut cursor = None;
-        let point = state.points.partition_point(|point| point.output <= start).checked_sub(1);
-        let point = point.map(|at| state.points[at].clone());
+        let point = last_before(&state.points, start).cloned();
         let near = point.as_ref().map_or(0, |point| point.output);
         let idle = state.idle.iter().enumerate().filter(|(_, idle)| idle.position() <= start);
         if let Some((at, idle)) = idle.max_by_key(|(_, idle)| idle.position()) {
@@ -334,15 +393,36 @@ impl Reader {
         drop(state);
         let mut lease = Lease { reader: self, member, number, cursor: None, keep_from, end };
         let place = self.place(&member.data, member.start);
-        lease.cursor = Some(match cursor {
-            Some(cursor) => cursor,
-            None => {
-                let mut cursor = Cursor::new();
-                cursor.seek(place, point.as_deref())?;
-                cursor
-            }
-        });
+        lease.cursor = match cursor {
+            Some(cursor) => Some(cursor),
+            None => self.cursor_at(place, point.as_deref())?,
+        };
+        if lease.cursor.is_none() {
+            member.drop_kept();
+            return Ok(None);
+        }
         Ok(Some(lease))
+    }
+
+    /// A cursor at a seek point, or at the beginning. `None`: what was kept of the point cannot be
+    /// read.
+    fn cursor_at(&self, place: Place, point: Option<&Point>) -> Result<Option<Cursor>, ReadError> {
+        let mut cursor = Cursor::new();
+        match point.map(|point| (point, &point.window)) {
+            None => cursor.rewind(),
+            Some((point, Window::Memory(window))) => cursor.seek(place, point, window)?,
+            Some((point, Window::Kept { at, bytes })) => {
+                let Some(kept) = self.kept.get() else { return Ok(None) };
+                match kept.window(*at, *bytes) {
+                    Ok(window) => cursor.seek(place, point, &window)?,
+                    Err(error) => {
+                        log::warn!("a seek point that was kept cannot be read: {error}");
+                        return Ok(None);
+                    }
+                }
+            }
+        }
+        Ok(Some(cursor))
     }
 
     /// Drops seek points and cursors of members that were not read for long, if there are too many.
@@ -366,8 +446,7 @@ impl Reader {
 impl State {
     /// The place nearest before `start` from which anybody could begin at once.
     fn nearest(&self, start: u64) -> u64 {
-        let at = self.points.partition_point(|point| point.output <= start);
-        let point = at.checked_sub(1).map_or(0, |at| self.points[at].output);
+        let point = last_before(&self.points, start).map_or(0, |point| point.output);
         let idle = self.idle.iter().map(Cursor::position).filter(|position| *position <= start);
         idle.max().unwrap_or(0).max(point)
     }
@@ -393,7 +472,25 @@ impl State {
     }
 }
 
+/// The last of `points` that does not come after `start`.
+fn last_before(points: &[Arc<Point>], start: u64) -> Option<&Arc<Point>> {
+    let at = points.partition_point(|point| point.output <= start);
+    at.checked_sub(1).map(|at| &points[at])
+}
+
 impl Member {
+    /// Forgets the seek points of an earlier mount: they cannot be had any more.
+    fn drop_kept(&self) {
+        let mut state = self.state.lock();
+        let is_made = |point: &Arc<Point>| matches!(point.window, Window::Memory(_));
+        let (made, kept): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut state.points).into_iter().partition(is_made);
+        state.points = made;
+        let bytes = kept.iter().map(|point| point_bytes(point)).sum();
+        self.counters.kept_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.counters.points.fetch_sub(kept.len() as u64, Ordering::Relaxed);
+    }
+
     /// Remembers what is wrong with it, unless it may be better the next time.
     fn damaged(&self, error: &ReadError) {
         if !matches!(error, ReadError::Source(_)) {

@@ -153,7 +153,7 @@ fn member(
     let mut buffer = vec![0; usize::try_from(data.size).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES)];
     let (mut done, mut crc) = (0, 0);
     if data.deflated {
-        cursor.seek(place, None)?;
+        cursor.rewind();
     }
     while done < data.size {
         if progress.stop.load(Ordering::Relaxed) {

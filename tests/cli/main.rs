@@ -10,6 +10,7 @@ mod damage;
 mod dumps;
 mod importing;
 mod mounting;
+mod package;
 mod rotating;
 
 use std::fmt::Write as _;

@@ -7,4 +7,5 @@ mod zip;
 mod attributes;
 mod fuzz;
 mod hostile;
+mod kept;
 mod reads;

@@ -1,5 +1,6 @@
 //! `atrest package`
 
+mod beside;
 pub mod manifest;
 mod mount;
 mod verify;
@@ -11,9 +12,11 @@ use std::sync::Arc;
 use clap::{Args, Subcommand};
 
 use super::app::{self, PackageListArgs, PackageRollbackArgs};
+use super::args::KeyArgs;
 use super::exit::Exit;
 use super::hint::{Failure, chain};
 use crate::package::{Digest, FileSource, Limits, Package, Refusal, Source};
+use mount::Opened;
 
 /// `atrest package`
 #[derive(Debug, Subcommand)]
@@ -21,7 +24,8 @@ pub enum PackageCommand {
     /// Mount a ZIP package, read-only
     #[command(after_help = "Examples:\n  atrest package mount site.zip /srv/wwwroot\n  \
         atrest package mount site.zip /srv/wwwroot --expect-sha256 HEX\n  \
-        atrest package mount site.zip /srv/wwwroot --manifest site.sha256 --key KEY.pub")]
+        atrest package mount site.zip /srv/wwwroot --manifest site.sha256 --key KEY.pub\n  \
+        atrest package mount site.zip /srv/wwwroot --writable App_Data --state /var/lib/site")]
     Mount(MountArgs),
     /// Read a package once: every member against its CRC-32, and the SHA-256 of the whole
     #[command(after_help = "Example:\n  atrest package verify site.zip")]
@@ -59,10 +63,32 @@ pub struct MountArgs {
     pub log_level: log::LevelFilter,
     #[command(flatten)]
     #[allow(missing_docs)]
+    pub state: StateArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
     pub expected: ExpectedArgs,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub limits: LimitArgs,
+}
+
+/// What of a mount can be written, and what is kept from one to the next.
+#[derive(Args, Debug)]
+pub struct StateArgs {
+    /// Let this directory of the package be written to; what is written is encrypted, and thrown
+    /// away at the unmount unless there is --state. Given again: another
+    #[arg(long, value_name = "PATH")]
+    pub writable: Vec<String>,
+    /// Keep in this volume, made if missing, what is written, and where reading can begin inside of
+    /// members
+    #[arg(long, value_name = "DIRECTORY")]
+    pub state: Option<PathBuf>,
+    /// Key-encryption key of a --state that is made
+    #[arg(long, value_name = "URI", default_value = "local:", requires = "state")]
+    pub kek: String,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub keys: KeyArgs,
 }
 
 /// `atrest package verify`
