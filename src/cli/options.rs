@@ -232,7 +232,7 @@ mod tests {
         assert_eq!(parsed_ok.keys.slot, Some(2));
         assert_eq!(parsed_ok.keys.source.allow, ["akv:x/"]);
         let io_uring = |options| parsed(options).unwrap().common.mount.io_uring;
-        assert_eq!(io_uring("ro"), IoUring::Auto);
+        assert_eq!((io_uring("ro"), io_uring("io_uring=auto")), (IoUring::Off, IoUring::Auto));
         assert_eq!(
             (io_uring("io_uring=on"), io_uring("io_uring=off")),
             (IoUring::On, IoUring::Off)

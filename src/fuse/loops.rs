@@ -10,8 +10,11 @@ use super::wire::{Device, Origin, reply};
 use super::{Adapter, REQUEST_BYTES};
 use crate::sys::uring::{self, Event, Ring};
 
-/// Slots of a queue to begin with. One is with the kernel while another is answered.
+/// Slots of a queue to begin with: one is with the kernel while another is answered.
 const SLOTS: usize = 4;
+/// Slots of all queues to begin with, if one for each queue is no more: each may take as much memory
+/// as the longest request.
+const SLOTS_OF_ALL: usize = 32;
 /// Most slots of a queue. Requests that wait on worker threads keep theirs, and a queue without any
 /// would not get the WRITEs that some of them wait for.
 const SLOTS_MAX: usize = 4096;
@@ -52,6 +55,8 @@ pub fn is_possible() -> Result<(), NoRings> {
 pub struct Rings {
     rings: Vec<Ring>,
     queues: u16,
+    /// Of each queue, to begin with.
+    slots: usize,
     payload_bytes: usize,
 }
 
@@ -59,8 +64,9 @@ pub struct Rings {
 pub struct Share {
     ring: Ring,
     queues: Vec<u16>,
+    slots: usize,
     payload_bytes: usize,
-    /// The processor on which its thread stays.
+    /// The processor on which its thread stays: that of its only queue.
     processor: Option<u16>,
 }
 
@@ -75,11 +81,12 @@ impl Rings {
         let queues = uring::processors().map_err(refused)?;
         let here = std::thread::available_parallelism().map_err(refused)?.get();
         let threads = here.min(usize::from(queues)).max(1);
-        let commands = usize::from(queues).div_ceil(threads) * SLOTS + 1;
+        let slots = (SLOTS_OF_ALL / usize::from(queues.max(1))).clamp(1, SLOTS);
+        let commands = usize::from(queues).div_ceil(threads) * slots + 1;
         let commands = u32::try_from(commands.next_power_of_two()).unwrap_or(u32::MAX);
         let rings: io::Result<Vec<Ring>> =
             (0..threads).map(|_| Ring::new(device, commands)).collect();
-        Ok(Self { rings: rings.map_err(refused)?, queues, payload_bytes: 0 })
+        Ok(Self { rings: rings.map_err(refused)?, queues, slots, payload_bytes: 0 })
     }
 
     /// For requests and replies of so many bytes.
@@ -94,12 +101,12 @@ impl Rings {
 
     /// Each ring with its queues. The kernel sends nothing before every queue has a slot.
     pub fn into_each(self) -> impl Iterator<Item = Share> {
-        let Self { rings, queues, payload_bytes } = self;
+        let Self { rings, queues, slots, payload_bytes } = self;
         let threads = rings.len();
         rings.into_iter().enumerate().map(move |(number, ring)| {
             let own: Vec<u16> = (0..queues).skip(number).step_by(threads).collect();
-            let processor = own.first().copied();
-            Share { ring, queues: own, payload_bytes, processor }
+            let processor = own.first().copied().filter(|_| own.len() == 1);
+            Share { ring, queues: own, slots, payload_bytes, processor }
         })
     }
 }
@@ -109,8 +116,6 @@ impl Rings {
 /// # Errors
 /// The connection broke.
 pub fn serve(adapter: &Adapter, device: &Arc<Device>) -> io::Result<()> {
-    let own = std::env::var_os("ATREST_CLONE").and_then(|_| device.another().ok()).map(Arc::new);
-    let device = own.as_ref().unwrap_or(device);
     let mut buffer = Buffer::new(REQUEST_BYTES as usize);
     while let Some(request) = device.receive(&mut buffer)? {
         contain(|| adapter.answer(request, device));
@@ -130,17 +135,16 @@ fn contain(work: impl FnOnce()) {
 /// # Errors
 /// The ring broke.
 pub fn serve_ring(adapter: &Adapter, share: Share) -> io::Result<()> {
-    let Share { mut ring, queues, payload_bytes, processor } = share;
-    if let Some(processor) = processor.filter(|_| std::env::var_os("ATREST_NOPIN").is_none()) {
+    let Share { mut ring, queues, slots, payload_bytes, processor } = share;
+    if let Some(processor) = processor {
         if let Err(error) = uring::stay_on(processor) {
             log::debug!("a ring's thread does not stay on processor {processor}: {error}");
         }
     }
-    ring.enable();
     let home = Arc::new(Home::here(ring.waker()));
     let mut live = 0;
     for &queue in &queues {
-        for _ in 0..SLOTS {
+        for _ in 0..slots {
             ring.register(queue, payload_bytes)?;
             live += 1;
         }

@@ -44,11 +44,11 @@ pub enum AllowOther {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum IoUring {
     /// If the kernel offers it.
-    #[default]
     Auto,
     /// Or there is no mount.
     On,
     /// By reading `/dev/fuse`.
+    #[default]
     Off,
 }
 

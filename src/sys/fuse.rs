@@ -1,10 +1,10 @@
-//! What `/dev/fuse` does besides being read and written, and how it is handed over.
-#![expect(unsafe_code, reason = "ioctl(2) and received descriptors have no safe form")]
+//! How `/dev/fuse` is opened, and handed over by the helper that mounts.
+#![expect(unsafe_code, reason = "a received descriptor has no safe form")]
 
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -16,8 +16,6 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 pub const HELPER: &str = "fusermount3";
 /// The environment variable in which the helper finds the number of its end of a socket.
 const SOCKET_VARIABLE: &str = "_FUSE_COMMFD";
-/// `FUSE_DEV_IOC_CLONE` of include/uapi/linux/fuse.h: `_IOR(229, 0, uint32_t)`.
-const CLONE: libc::Ioctl = libc::_IOR::<u32>(229, 0);
 
 /// Opens `/dev/fuse`.
 ///
@@ -25,19 +23,6 @@ const CLONE: libc::Ioctl = libc::_IOR::<u32>(229, 0);
 /// Those of open(2).
 pub fn open_device() -> io::Result<OwnedFd> {
     Ok(File::options().read(true).write(true).open("/dev/fuse")?.into())
-}
-
-/// Another descriptor for the mount that `device` is connected to, with a list of its own of what
-/// was read and not answered.
-///
-/// # Errors
-/// Those of open(2); EINVAL if `device` is not mounted.
-pub fn clone_device(device: impl AsFd) -> io::Result<OwnedFd> {
-    let another = open_device()?;
-    let source = u32::try_from(device.as_fd().as_raw_fd()).map_err(io::Error::other)?;
-    // SAFETY: the request reads a `u32` that outlives the call; both descriptors are open.
-    let result = unsafe { libc::ioctl(another.as_raw_fd(), CLONE, &raw const source) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(another) }
 }
 
 /// Has `fusermount3` mount with these options and hand over what it opened.

@@ -90,18 +90,10 @@ impl Ring {
     /// # Errors
     /// Those of io_uring_setup(2): ENOSYS, EPERM if it is forbidden (`kernel.io_uring_disabled`).
     pub fn new(device: impl AsFd, commands: u32) -> io::Result<Self> {
-        let mut builder = IoUring::<squeue::Entry128, cqueue::Entry>::builder();
-        builder.dontfork().setup_cqsize(commands * 2);
-        match std::env::var("ATREST_RING").as_deref() {
-            Ok("coop") => {
-                builder.setup_coop_taskrun();
-            }
-            Ok("defer") => {
-                builder.setup_single_issuer().setup_defer_taskrun().setup_r_disabled();
-            }
-            _ => {}
-        }
-        let ring = builder.build(commands)?;
+        let ring = IoUring::<squeue::Entry128, cqueue::Entry>::builder()
+            .dontfork()
+            .setup_cqsize(commands * 2)
+            .build(commands)?;
         // SAFETY: no memory is passed.
         let descriptor = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
         if descriptor < 0 {
@@ -116,11 +108,6 @@ impl Ring {
     /// What ends a wait.
     pub fn waker(&self) -> Arc<Waker> {
         self.wake.clone()
-    }
-
-    /// x
-    pub fn enable(&self) {
-        let _ = self.ring.submitter().register_enable_rings();
     }
 
     /// Begins to listen to the [`Waker`]. Also after each [`Event::Woken`].

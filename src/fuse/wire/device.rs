@@ -10,7 +10,6 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::abi::{self, IN_HEADER_BYTES, WRITE_IN_BYTES};
 use super::init::{self, Agreement, Answer, Wishes};
 use super::reply;
-use crate::sys::fuse;
 
 /// Where the data of a WRITE begins in what is read.
 const DATA_OFFSET: usize = IN_HEADER_BYTES + WRITE_IN_BYTES;
@@ -68,14 +67,6 @@ impl Device {
     /// Takes over what was opened and mounted.
     pub fn new(file: OwnedFd) -> Self {
         Self { file }
-    }
-
-    /// Another connection to the same mount. What is read from one is answered on that one.
-    ///
-    /// # Errors
-    /// Those of open(2) and ioctl(2).
-    pub fn another(&self) -> io::Result<Self> {
-        fuse::clone_device(&self.file).map(Self::new)
     }
 
     /// Waits for the next request; `None` when the mount is gone.
