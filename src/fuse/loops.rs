@@ -12,8 +12,8 @@ use crate::sys::uring::{self, Event, Ring};
 
 /// Slots of a queue to begin with: one is with the kernel while another is answered.
 const SLOTS: usize = 4;
-/// Slots of all queues to begin with, if one for each queue is no more: each may take as much memory
-/// as the longest request.
+/// Slots of all queues to begin with, if one for each queue is no more: each may take as much
+/// memory as the longest request.
 const SLOTS_OF_ALL: usize = 32;
 /// Most slots of a queue. Requests that wait on worker threads keep theirs, and a queue without any
 /// would not get the WRITEs that some of them wait for.

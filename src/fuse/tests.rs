@@ -698,7 +698,7 @@ fn writes_pass_requests_that_wait() {
             .collect();
         std::thread::scope(|scope| {
             for file in &files {
-                scope.spawn(|| {
+                scope.spawn(move || {
                     for round in 1..10 {
                         file.write_all_at(b"data", round * 4 * PAGE).unwrap();
                         let found = lseek(file, 0, Whence::SeekData).unwrap();
