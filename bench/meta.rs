@@ -19,7 +19,7 @@ use std::time::Instant;
 const FILES_PER_DIRECTORY: u64 = 1000;
 
 /// What is done to each file.
-type Operation = dyn Fn(&Path) -> io::Result<()> + Sync;
+type Operation<'a> = dyn Fn(&Path) -> io::Result<()> + Sync + 'a;
 
 const USAGE: &str = "usage: meta DIRECTORY THREADS FILES BYTES\n       \
                      meta fill DIRECTORY FIRST COUNT BYTES";

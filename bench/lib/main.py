@@ -164,6 +164,9 @@ def measure(options):
         say("interrupted: only rounds that were complete are written")
         raise
     finally:
+        # A second Ctrl-C would leave mounts and disks behind.
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)
         for peer in peers:
             peers_module.close_peer(peer, say)
         peers_module.clean(scratch, say)

@@ -63,7 +63,7 @@ def ratios(results, record):
             "set title 'atrest: times as fast as the others'\nset logscale y 2\nset style data histograms\n"
             "set style histogram clustered gap 1\nset style fill solid\nset xtics rotate by -60\n"
             "set boxwidth 0.9\nset key top left\n"
-            # Bars start at 1: what is below it is lost.
+            # What is below this line is lost.
             "set arrow from graph 0, first 1 to graph 1, first 1 nohead lw 2\n"
             f"plot {bars}\n")
 

@@ -244,7 +244,7 @@ def references(blobs):
     digest = hashlib.sha256((SCRATCH / "one.zip").read_bytes()).hexdigest()
     assert (found["package"]["sha256"], found["package"]["members"]) == (digest, members), found
     assert abs(datetime.fromisoformat(found["package"]["fetched"]).timestamp() - time.time()) < 120
-    assert {"hits", "misses", "memory_bytes"} <= found["caches"].keys(), found
+    assert {"hits", "misses", "hit_percent", "memory_bytes"} <= found["caches"].keys(), found
     assert len(by_name["WEBSITE_RUN_FROM_PACKAGE"]["version"]) == 32, by_name
     assert "does not exist" in by_name["BROKEN"]["error"], by_name
     pid = found["command"]["pid"]
@@ -297,8 +297,8 @@ def refreshed(app):
     until("node was started anew", lambda: "good morning" in get(8081))
     pid = status()["command"]["pid"]
     os.kill(pid, signal.SIGKILL)
-    until("node was started again", lambda: status()["command"]["pid"] not in (None, pid)
-          if status()["command"] else False)
+    until("node was started again",
+          lambda: (status()["command"] or {"pid": pid})["pid"] != pid)
     until("node serves", lambda: "This is two" in get(8081))
     assert "killed by SIGKILL" in status()["command_last_end"]
 

@@ -41,11 +41,11 @@ const CRASH_BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// A command that ran this long did not crash because it was started.
 const HEALTHY: Duration = Duration::from_secs(60);
 /// First wait before a package that could not be had is asked for again; doubles each time.
-const RETRY: Duration = Duration::from_secs(15);
+const RETRY: Duration = Duration::from_secs(5);
 /// Longest such wait.
 const RETRY_MAX: Duration = Duration::from_secs(600);
 /// How often inodes of packages that are no longer served are looked for.
-const RETIRE: Duration = Duration::from_secs(10);
+const RETIRE: Duration = Duration::from_secs(3);
 /// How often seek points are kept, besides when a package is no longer served.
 const KEEP: Duration = Duration::from_secs(600);
 /// The root directory of a tree.
@@ -91,7 +91,6 @@ struct State {
     crashes: u32,
     starts: u64,
     last_end: Option<String>,
-    draining: usize,
 }
 
 /// What wwwroot shows.
@@ -290,7 +289,7 @@ impl Host {
             "command": command,
             "command_starts": state.starts,
             "command_last_end": state.last_end,
-            "older_packages_in_use": state.draining,
+            "older_packages_in_use": self.tree.old_count(),
             "packages": self.store.packages(),
         })
     }
@@ -443,15 +442,17 @@ impl Host {
     }
 
     fn retire(&self, earlier: &mut Vec<u64>) {
+        if self.tree.old_count() == 0 {
+            return;
+        }
         let caches = self.caches.lock().clone();
         let known = caches.as_ref().map(Caches::known).unwrap_or_default();
-        let draining = self.tree.retire(&known, earlier);
-        if let Some(caches) = caches.filter(|_| draining > 0) {
+        self.tree.retire(&known, earlier);
+        if let Some(caches) = caches {
             for (directory, names) in self.tree.old_names(&known) {
                 caches.forget_names(directory, &names);
             }
         }
-        self.state.lock().draining = draining;
     }
 
     fn start_command(&self) {

@@ -62,11 +62,16 @@ impl SwapTree {
         Ok(())
     }
 
+    /// How many trees there are besides the one that the root leads into.
+    pub fn old_count(&self) -> usize {
+        self.0.read().trees.len() - 1
+    }
+
     /// Lets go of the trees that nothing in `known`, the inodes that the kernel holds, belongs to.
-    /// Returns how many old ones are left. Whoever finds an inode comes by one that is known, or by
-    /// the root and so into the current tree; one that was current just now may not be known yet,
-    /// so the newest old one is let go when asked a second time at the earliest.
-    pub fn retire(&self, known: &[Ino], earlier: &mut Vec<u64>) -> usize {
+    /// Whoever finds an inode comes by one that is known, or by the root and so into the current
+    /// tree; one that was current just now may not be known yet, so the newest old one is let go
+    /// when asked a second time at the earliest.
+    pub fn retire(&self, known: &[Ino], earlier: &mut Vec<u64>) {
         let used: Vec<u64> = known.iter().map(|ino| ino >> INO_BITS).collect();
         let mut state = self.0.write();
         let current = state.current;
@@ -80,7 +85,6 @@ impl SwapTree {
             .trees
             .retain(|generation, _| !(idle.contains(generation) && earlier.contains(generation)));
         *earlier = idle;
-        state.trees.len() - 1
     }
 
     /// The names in old trees that the kernel may hold, by directory. It was told to drop those in

@@ -1,5 +1,7 @@
 //! Decompressing a member from a seek point on, and making seek points on the way.
 
+use std::sync::Arc;
+
 use super::error::ReadError;
 use super::source::Source;
 use crate::sys::inflate::{At, Inflater};
@@ -16,6 +18,9 @@ pub(super) struct Point {
     /// What was decompressed last before it.
     pub(super) window: Window,
 }
+
+/// Those of one member, in order.
+pub(super) type Points = Vec<Arc<Point>>;
 
 /// The bytes before a seek point, up to as many as a match may reach back.
 pub(super) enum Window {

@@ -18,7 +18,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::cache::{BLOCK_BYTES, Cache};
 use super::checksum::Checksum;
-use super::cursor::{CURSOR_BYTES, Cursor, Place, Point, Window};
+use super::cursor::{CURSOR_BYTES, Cursor, Place, Point, Points, Window};
 use super::error::ReadError;
 use super::index::{Content, Data, Node, NodeId};
 use super::local;
@@ -105,7 +105,7 @@ struct Member {
 }
 
 struct State {
-    points: Vec<Arc<Point>>,
+    points: Points,
     spacing: u64,
     idle: Vec<Cursor>,
     busy: Vec<Busy>,
@@ -167,7 +167,7 @@ impl Reader {
 
     /// The seek points of all members, by the offsets of their local headers, in that order;
     /// `None` if there are none but those that were kept.
-    pub(super) fn points(&self) -> Option<Vec<(u64, Vec<Arc<Point>>)>> {
+    pub(super) fn points(&self) -> Option<Vec<(u64, Points)>> {
         let mut all = BTreeMap::new();
         for (header, points) in self.kept.get().iter().flat_map(|kept| kept.members()) {
             all.insert(header, points.to_vec());

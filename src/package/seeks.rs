@@ -21,7 +21,7 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use super::cursor::{Point, Window};
+use super::cursor::{Point, Points, Window};
 use super::index::Data;
 use super::record::{u32_at, u64_at};
 use super::source::Source;
@@ -39,7 +39,7 @@ const TABLE_BYTES_MAX: u64 = 64 << 20;
 pub(super) struct Kept {
     source: Arc<dyn Source>,
     /// By the offset of the member's local header.
-    members: HashMap<u64, Vec<Arc<Point>>>,
+    members: HashMap<u64, Points>,
 }
 
 impl Kept {
@@ -97,13 +97,13 @@ impl Kept {
 }
 
 /// The first member of a table, its points, and what follows it.
-fn member(table: &[u8], file_bytes: u64) -> io::Result<(u64, Vec<Arc<Point>>, &[u8])> {
+fn member(table: &[u8], file_bytes: u64) -> io::Result<(u64, Points, &[u8])> {
     let cut = || damaged("its table is cut off");
     let (head, rest) = table.split_first_chunk::<MEMBER_BYTES>().ok_or_else(cut)?;
     let (header, count) = (u64_at(head, 0), u32_at(head, 8) as usize);
     let bytes = count.checked_mul(POINT_BYTES).ok_or_else(cut)?;
     let (records, rest) = rest.split_at_checked(bytes).ok_or_else(cut)?;
-    let mut points: Vec<Arc<Point>> = Vec::with_capacity(count);
+    let mut points = Points::with_capacity(count);
     for record in records.chunks_exact(POINT_BYTES) {
         let (output, input_bits) = (u64_at(record, 0), u64_at(record, 8));
         let (at, bytes) = (u64_at(record, 16), u32_at(record, 24) as usize);
@@ -131,7 +131,7 @@ fn damaged(problem: &str) -> io::Error {
 /// # Errors
 /// Nothing can be written; windows that were kept cannot be read.
 pub(super) fn write(
-    members: &[(u64, Vec<Arc<Point>>)],
+    members: &[(u64, Points)],
     kept: Option<&Kept>,
     identity: Digest,
     output: &mut dyn Write,

@@ -26,7 +26,7 @@ pub enum PackageCommand {
         atrest package mount site.zip /srv/wwwroot --expect-sha256 HEX\n  \
         atrest package mount site.zip /srv/wwwroot --manifest site.sha256 --key KEY.pub\n  \
         atrest package mount site.zip /srv/wwwroot --writable App_Data --state /var/lib/site")]
-    Mount(MountArgs),
+    Mount(Box<MountArgs>),
     /// Read a package once: every member against its CRC-32, and the SHA-256 of the whole
     #[command(after_help = "Example:\n  atrest package verify site.zip")]
     Verify(VerifyArgs),
