@@ -1,7 +1,7 @@
 //! A minimal FUSE passthrough: what any FUSE daemon over this directory costs, without encryption.
 //!
 //! `bench/run` measures it beside atrest as the floor: same kernel options (writeback cache, long
-//! TTLs, readdirplus, parallel directory operations, 1 MiB requests), same event loop (fuser), and
+//! TTLs, readdirplus, parallel directory operations, 1 MiB requests), the event loop of fuser, and
 //! nothing between a request and the system call that answers it. It is a yardstick, not a
 //! filesystem to use: no xattrs or ACLs (ENOSYS, which the kernel remembers, so it never asks
 //! again), no times of symlinks, set-id bits survive a write by root, changes made under it go

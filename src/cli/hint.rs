@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 
 use super::exit::Exit;
-use crate::daemon::{self, MountError};
+use crate::daemon::{self, MountError, NoRings};
 use crate::format::config::ConfigError;
 use crate::key::{KekError, KekErrorKind, KeyError, SlotFailure};
 use crate::storage::LockError;
@@ -166,6 +166,13 @@ impl Failure {
                 )
                 .hint("Install the package fuse3.")
             }
+            MountError::NoIoUring(NoRings::Disabled) => {
+                Self::new(Exit::MountRefused, error.to_string())
+                    .hint("To allow it: echo Y > /sys/module/fuse/parameters/enable_uring")
+                    .hint("To do without: -o io_uring=off")
+            }
+            MountError::NoIoUring(_) => Self::new(Exit::MountRefused, error.to_string())
+                .hint("To do without: -o io_uring=off"),
             MountError::Mount { .. } | MountError::Handshake(_) => {
                 Self::new(Exit::MountRefused, chain(error))
             }

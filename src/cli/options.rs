@@ -6,7 +6,7 @@ use super::args::{AuditArgs, KeyArgs, MountArgs, OutageName, duration};
 use super::exit::Exit;
 use super::hint::Failure;
 use crate::daemon::metrics::Endpoint;
-use crate::daemon::{AllowOther, OnOutage, Options, Policy};
+use crate::daemon::{AllowOther, IoUring, OnOutage, Options, Policy};
 
 /// What a list of options says of a volume's mount.
 #[derive(Debug)]
@@ -130,6 +130,12 @@ impl Common {
                 }
                 _ => return false,
             },
+            "io_uring" => match value {
+                "auto" => self.mount.io_uring = IoUring::Auto,
+                "on" => self.mount.io_uring = IoUring::On,
+                "off" => self.mount.io_uring = IoUring::Off,
+                _ => return false,
+            },
             "log" => self.log = Some(value.into()),
             name => return name == "comment" || name.starts_with("x-"),
         }
@@ -225,7 +231,22 @@ mod tests {
         assert_eq!(parsed_ok.common.mount.allow_other, AllowOther::Yes);
         assert_eq!(parsed_ok.keys.slot, Some(2));
         assert_eq!(parsed_ok.keys.source.allow, ["akv:x/"]);
-        for bad in ["threads=0", "threads=65", "threads=x", "slot=-1", "mystery", "a=b"] {
+        let io_uring = |options| parsed(options).unwrap().common.mount.io_uring;
+        assert_eq!((io_uring("ro"), io_uring("io_uring=auto")), (IoUring::Off, IoUring::Auto));
+        assert_eq!(
+            (io_uring("io_uring=on"), io_uring("io_uring=off")),
+            (IoUring::On, IoUring::Off)
+        );
+        for bad in [
+            "io_uring",
+            "io_uring=yes",
+            "threads=0",
+            "threads=65",
+            "threads=x",
+            "slot=-1",
+            "mystery",
+            "a=b",
+        ] {
             assert_eq!(parsed(bad).unwrap_err().exit, Exit::Usage, "{bad}");
         }
     }

@@ -105,12 +105,11 @@ fn open_file(path: &Path) -> io::Result<File> {
 
 /// Whether a record is logged, whatever level was asked for. The libraries of the network and of
 /// tokens dump what they send and receive at trace level, keys and credentials among it: of them
-/// only warnings are shown. fuser tells of every request at debug level; that is for trace.
+/// only warnings are shown.
 pub fn is_shown(metadata: &Metadata) -> bool {
     let crate_name = metadata.target().split("::").next().unwrap_or_default();
     match crate_name {
         "atrest" => true,
-        "fuser" if log::max_level() == LevelFilter::Trace => true,
         _ => metadata.level() <= Level::Warn,
     }
 }

@@ -24,7 +24,7 @@ use crate::fuse::Session;
 use crate::sys::mount;
 use crate::sys::process::{self, Side, Signals};
 
-pub use crate::fuse::{AllowOther, Caches, MountError, Options};
+pub use crate::fuse::{AllowOther, Caches, IoUring, MountError, NoRings, Options};
 pub use crate::lease::{Answer, OnOutage, Policy};
 pub use control::{Numbers, Served, VolumeControl, VolumeNumbers, ask};
 use lease::Driver;
@@ -231,7 +231,9 @@ fn serve_until_unmounted(
     }
 
     let leased = keyed.map(|keyed| Leased::start(keyed, session.caches()));
-    let known = Known { id: &id, mountpoint: &mountpoint, options: &options };
+    let transport = session.transport();
+    log::info!("requests come by {transport}");
+    let known = Known { id: &id, mountpoint: &mountpoint, options: &options, transport };
     let _control = start_control(served, leased.as_ref(), &known, unmounter.clone());
     let checker = match leased.as_ref().map(|leased| leased.driver.clone()) {
         Some(driver) => {
@@ -337,6 +339,7 @@ struct Known<'a> {
     id: &'a str,
     mountpoint: &'a Path,
     options: &'a Options,
+    transport: &'a str,
 }
 
 /// The control socket is a convenience: a mount without it serves as well.
@@ -346,12 +349,13 @@ fn start_control(
     known: &Known<'_>,
     unmounter: Arc<Mutex<Asker>>,
 ) -> Option<control::Server> {
-    let Known { id, mountpoint, options } = *known;
+    let Known { id, mountpoint, options, transport } = *known;
     let place = mountpoint.to_owned();
     let mut known = json!({
         "mounted": true,
         "mountpoint": mountpoint.to_string_lossy(),
         "read_only": options.read_only,
+        "transport": transport,
         "since": jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         "pid": std::process::id(),
     });

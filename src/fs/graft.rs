@@ -272,6 +272,13 @@ impl Tree for GraftTree {
         }
     }
 
+    fn read_into(&self, ino: Ino, offset: u64, buffer: &mut [u8]) -> Result<usize, Error> {
+        match side(ino) {
+            Side::Package(inner) => self.package.read_into(inner, offset, buffer),
+            Side::Volume(inner) => self.volume.read_into(inner, offset, buffer),
+        }
+    }
+
     fn write(&self, ino: Ino, offset: u64, data: &[u8], kill_suid: bool) -> Result<(), Error> {
         self.volume.write(writable(ino)?, offset, data, kill_suid)
     }

@@ -1,4 +1,4 @@
-//! Filesystem semantics: what POSIX callers observe. No `fuser` types, no bytes on disk.
+//! Filesystem semantics: what POSIX callers observe. No FUSE protocol, no bytes on disk.
 
 pub mod acl;
 pub mod attr;
@@ -193,6 +193,14 @@ pub trait Tree: Send + Sync {
     /// Reads up to `length` bytes into `buffer` (cleared first); short only at the end of the file.
     fn read(&self, ino: Ino, offset: u64, length: usize, buffer: &mut Vec<u8>)
     -> Result<(), Error>;
+    /// As [`Tree::read`], into the beginning of `buffer`; returns how many bytes that were.
+    fn read_into(&self, ino: Ino, offset: u64, buffer: &mut [u8]) -> Result<usize, Error> {
+        let mut bytes = Vec::new();
+        self.read(ino, offset, buffer.len(), &mut bytes)?;
+        let length = bytes.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&bytes[..length]);
+        Ok(length)
+    }
     /// Writes all of `data`. `kill_suid`: clear set-user-ID and set-group-ID.
     fn write(&self, ino: Ino, offset: u64, data: &[u8], kill_suid: bool) -> Result<(), Error>;
     /// Copies a range between files of this filesystem; returns the bytes copied.

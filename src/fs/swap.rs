@@ -265,6 +265,11 @@ impl Tree for SwapTree {
         tree.read(inner, offset, length, buffer)
     }
 
+    fn read_into(&self, ino: Ino, offset: u64, buffer: &mut [u8]) -> Result<usize, Error> {
+        let (tree, _, inner) = self.of(ino)?;
+        tree.read_into(inner, offset, buffer)
+    }
+
     fn write(&self, _: Ino, _: u64, _: &[u8], _: bool) -> Result<(), Error> {
         Err(Error::ReadOnly)
     }

@@ -1,107 +1,61 @@
 //! Attributes and times, both ways.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use fuser::{FileAttr, FileType, INodeNo};
-
+use super::wire::request::SetTime;
+use super::wire::{Attributes, request};
 use crate::fs::attr::TimeOrNow;
-use crate::fs::{Attr, Ino, Kind, Time};
+use crate::fs::{Attr, Ino, Kind, SetAttr, Time};
 
 /// The preferred size of I/O that `stat(2)` reports, in bytes.
 const IO_BYTES: u32 = 4096;
+/// Where the type is in a mode.
+const TYPE_SHIFT: u32 = 12;
 
 /// What `stat(2)` will show.
-pub(super) fn file_attr(attr: &Attr) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(attr.ino),
+pub(super) fn attributes(attr: &Attr) -> Attributes {
+    let time = |time: Time| (time.seconds, time.nanoseconds);
+    Attributes {
+        ino: attr.ino,
         size: attr.size,
         blocks: attr.blocks,
-        atime: system_time(attr.atime),
-        mtime: system_time(attr.mtime),
-        ctime: system_time(attr.ctime),
-        crtime: system_time(attr.btime),
-        kind: file_type(attr.kind),
-        perm: attr.permissions,
-        nlink: attr.links,
+        atime: time(attr.atime),
+        mtime: time(attr.mtime),
+        ctime: time(attr.ctime),
+        mode: mode(attr.kind) | u32::from(attr.permissions),
+        links: attr.links,
         uid: attr.uid,
         gid: attr.gid,
         rdev: attr.rdev,
-        blksize: IO_BYTES,
-        flags: 0,
+        block_bytes: IO_BYTES,
     }
 }
 
 /// Attributes of an inode of which only the type is known. Inode 0 stands for a name that does not
 /// exist, and is how the protocol says "remember that".
-pub(super) fn bare_attr(ino: Ino, kind: Kind) -> FileAttr {
-    let epoch = Time::default();
-    file_attr(&Attr {
-        ino,
-        kind,
-        permissions: 0,
-        links: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        size: 0,
-        blocks: 0,
-        atime: epoch,
-        mtime: epoch,
-        ctime: epoch,
-        btime: epoch,
-    })
+pub(super) fn bare(ino: Ino, kind: Kind) -> Attributes {
+    Attributes { ino, mode: mode(kind), block_bytes: IO_BYTES, ..Attributes::default() }
 }
 
-/// The type, in fuser's words.
-pub(super) fn file_type(kind: Kind) -> FileType {
-    match kind {
-        Kind::File => FileType::RegularFile,
-        Kind::Directory => FileType::Directory,
-        Kind::Symlink => FileType::Symlink,
-        Kind::Fifo => FileType::NamedPipe,
-        Kind::Socket => FileType::Socket,
-        Kind::CharDevice => FileType::CharDevice,
-        Kind::BlockDevice => FileType::BlockDevice,
-    }
+/// The type, as modes have it.
+fn mode(kind: Kind) -> u32 {
+    u32::from(kind.as_type()) << TYPE_SHIFT
 }
 
-/// A time for a reply. Every `i64` of seconds can be represented.
-fn system_time(time: Time) -> SystemTime {
-    let whole = if time.seconds < 0 {
-        UNIX_EPOCH.checked_sub(Duration::from_secs(time.seconds.unsigned_abs()))
-    } else {
-        UNIX_EPOCH.checked_add(Duration::from_secs(time.seconds.unsigned_abs()))
+/// What SETATTR changes. `kill_suid`: also take set-user-ID bits away.
+pub(super) fn change(asked: &request::Setattr, kill_suid: bool) -> SetAttr {
+    let at = |(seconds, nanoseconds)| Time { seconds, nanoseconds };
+    let time = |set| match set {
+        SetTime::Now => TimeOrNow::Now,
+        SetTime::At(seconds, nanoseconds) => TimeOrNow::At(at((seconds, nanoseconds))),
     };
-    let nanoseconds = Duration::from_nanos(u64::from(time.nanoseconds));
-    whole.and_then(|whole| whole.checked_add(nanoseconds)).unwrap_or(UNIX_EPOCH)
-}
-
-/// A time from a request.
-///
-/// fuser reads the kernel's (-5 s, +300 ms), which is -4.7 s, as -5.3 s (`fuser::time`, marked
-/// there). So before the epoch the distance is taken apart as fuser put it together: whole seconds
-/// are the kernel's negated, and the rest is the kernel's nanoseconds as they were.
-pub(super) fn time(time: SystemTime) -> Time {
-    match time.duration_since(UNIX_EPOCH) {
-        Ok(after) => Time {
-            seconds: i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
-            nanoseconds: after.subsec_nanos(),
-        },
-        Err(before) => {
-            let distance = before.duration();
-            Time {
-                seconds: 0_i64.checked_sub_unsigned(distance.as_secs()).unwrap_or(i64::MIN),
-                nanoseconds: distance.subsec_nanos(),
-            }
-        }
-    }
-}
-
-/// A time to set, from a request.
-pub(super) fn time_or_now(value: fuser::TimeOrNow) -> TimeOrNow {
-    match value {
-        fuser::TimeOrNow::SpecificTime(at) => TimeOrNow::At(time(at)),
-        fuser::TimeOrNow::Now => TimeOrNow::Now,
+    SetAttr {
+        permissions: asked.mode.map(|mode| (mode & 0o7777) as u16),
+        uid: asked.uid,
+        gid: asked.gid,
+        size: asked.size,
+        atime: asked.atime.map(time),
+        mtime: asked.mtime.map(time),
+        ctime: asked.ctime.map(at),
+        kill_suid,
     }
 }
 
@@ -109,61 +63,38 @@ pub(super) fn time_or_now(value: fuser::TimeOrNow) -> TimeOrNow {
 mod tests {
     use super::*;
 
-    /// What fuser makes of the kernel's pair (`fuser::time::system_time_from_time`).
-    fn as_fuser_reads(seconds: i64, nanoseconds: u32) -> SystemTime {
-        if seconds >= 0 {
-            UNIX_EPOCH + Duration::new(seconds.unsigned_abs(), nanoseconds)
-        } else {
-            UNIX_EPOCH - Duration::new(seconds.unsigned_abs(), nanoseconds)
-        }
-    }
-
-    const TIMES: [(i64, u32); 8] = [
-        (0, 0),
-        (0, 1),
-        (1_800_000_000, 999_999_999),
-        (i64::MAX, 0),
-        (-1, 0),
-        (-5, 300_000_000),
-        (-1, 999_999_999),
-        (i64::MIN, 0),
-    ];
-
-    /// Any time that the kernel sends arrives as the same seconds and nanoseconds.
-    #[test]
-    fn request_times_survive_fuser() {
-        for (seconds, nanoseconds) in TIMES {
-            let expected = Time { seconds, nanoseconds };
-            assert_eq!(time(as_fuser_reads(seconds, nanoseconds)), expected);
-        }
-    }
-
-    /// Reply times are the point in time that the pair means: nanoseconds count forwards.
-    #[test]
-    fn reply_times_count_nanoseconds_forwards() {
-        let minus_4_7 = system_time(Time { seconds: -5, nanoseconds: 300_000_000 });
-        assert_eq!(UNIX_EPOCH.duration_since(minus_4_7).unwrap(), Duration::from_millis(4700));
-        for (seconds, nanoseconds) in TIMES {
-            let at = system_time(Time { seconds, nanoseconds });
-            let whole = system_time(Time { seconds, nanoseconds: 0 });
-            assert_eq!(at.duration_since(whole).unwrap().subsec_nanos(), nanoseconds);
-        }
-    }
-
     /// Every type maps to its own.
     #[test]
     fn types_map_one_to_one() {
         let table = [
-            (Kind::File, FileType::RegularFile),
-            (Kind::Directory, FileType::Directory),
-            (Kind::Symlink, FileType::Symlink),
-            (Kind::Fifo, FileType::NamedPipe),
-            (Kind::Socket, FileType::Socket),
-            (Kind::CharDevice, FileType::CharDevice),
-            (Kind::BlockDevice, FileType::BlockDevice),
+            (Kind::File, libc::S_IFREG),
+            (Kind::Directory, libc::S_IFDIR),
+            (Kind::Symlink, libc::S_IFLNK),
+            (Kind::Fifo, libc::S_IFIFO),
+            (Kind::Socket, libc::S_IFSOCK),
+            (Kind::CharDevice, libc::S_IFCHR),
+            (Kind::BlockDevice, libc::S_IFBLK),
         ];
         for (kind, expected) in table {
-            assert_eq!(file_type(kind), expected);
+            assert_eq!(bare(7, kind).mode, expected);
         }
+    }
+
+    /// Of a mode the permissions are taken; times are taken as they are.
+    #[test]
+    fn changes() {
+        let asked = request::Setattr {
+            mode: Some(libc::S_IFREG | 0o4755),
+            atime: Some(SetTime::At(i64::MIN, 300_000_000)),
+            mtime: Some(SetTime::Now),
+            ctime: Some((-5, 1)),
+            ..request::Setattr::default()
+        };
+        let change = change(&asked, true);
+        let time = |seconds, nanoseconds| Time { seconds, nanoseconds };
+        assert_eq!(change.permissions, Some(0o4755));
+        assert_eq!(change.atime, Some(TimeOrNow::At(time(i64::MIN, 300_000_000))));
+        assert_eq!((change.mtime, change.ctime), (Some(TimeOrNow::Now), Some(time(-5, 1))));
+        assert!(change.kill_suid && change.size.is_none() && change.uid.is_none());
     }
 }

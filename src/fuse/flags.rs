@@ -1,7 +1,6 @@
 //! Bit masks of the protocol, and what they mean to the tree.
 
-use fuser::{InitFlags, RenameFlags, WriteFlags};
-
+use super::wire::abi::{self, init};
 use crate::fs::{self, Allocate, Error, Seek};
 
 /// What is asked of the kernel where it offers it (fs/fuse/inode.c, Linux 5.10 to 6.18):
@@ -17,40 +16,38 @@ use crate::fs::{self, Allocate, Error, Seek};
 /// - `POSIX_ACL` with `DONT_MASK`: the kernel checks ACLs, the tree applies umask or default ACL.
 /// - `EXPLICIT_INVAL_DATA`: cached pages go only when we say so. Only the kernel changes files.
 /// - `ASYNC_DIO`: large `O_DIRECT` requests are sent in parallel.
+/// - `SETXATTR_EXT` (5.14): who sets an ACL without being in the file's group is told of.
+/// - `BIG_WRITES`, `ASYNC_READ`: WRITEs of more than a page, READs ahead of each other.
 ///
 /// Not asked for: `AUTO_INVAL_DATA` (would drop pages when sizes change), `POSIX_LOCKS` and
 /// `FLOCK_LOCKS` (locks are the kernel's), `NO_OPEN_SUPPORT` (handles report lost writes),
-/// `SETXATTR_EXT` (fuser cannot parse the longer request), `EXPORT_SUPPORT` (no lookup of "..").
-const WANTED: [InitFlags; 13] = [
-    InitFlags::FUSE_ASYNC_READ,
-    InitFlags::FUSE_WRITEBACK_CACHE,
-    InitFlags::FUSE_PARALLEL_DIROPS,
-    InitFlags::FUSE_DO_READDIRPLUS,
-    InitFlags::FUSE_READDIRPLUS_AUTO,
-    InitFlags::FUSE_CACHE_SYMLINKS,
-    InitFlags::FUSE_NO_OPENDIR_SUPPORT,
-    InitFlags::FUSE_ATOMIC_O_TRUNC,
-    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-    InitFlags::FUSE_POSIX_ACL,
-    InitFlags::FUSE_DONT_MASK,
-    InitFlags::FUSE_EXPLICIT_INVAL_DATA,
-    InitFlags::FUSE_ASYNC_DIO,
-];
-
-/// The wanted capabilities among those that the kernel `offered`.
-pub(super) fn wanted(offered: InitFlags) -> InitFlags {
-    WANTED.into_iter().filter(|&flag| offered.contains(flag)).fold(InitFlags::empty(), |a, b| a | b)
-}
+/// `EXPORT_SUPPORT` (no lookup of "..").
+pub(super) const WANTED: u64 = init::ASYNC_READ
+    | init::BIG_WRITES
+    | init::WRITEBACK_CACHE
+    | init::PARALLEL_DIROPS
+    | init::DO_READDIRPLUS
+    | init::READDIRPLUS_AUTO
+    | init::CACHE_SYMLINKS
+    | init::NO_OPENDIR_SUPPORT
+    | init::ATOMIC_O_TRUNC
+    | init::HANDLE_KILLPRIV_V2
+    | init::POSIX_ACL
+    | init::DONT_MASK
+    | init::EXPLICIT_INVAL_DATA
+    | init::ASYNC_DIO
+    | init::SETXATTR_EXT;
 
 /// Flags of `renameat2(2)`. Unknown ones are refused with EINVAL, as the man page says.
-pub(super) fn rename(flags: RenameFlags) -> Result<fs::RenameFlags, Error> {
-    if !RenameFlags::all().contains(flags) {
+pub(super) fn rename(flags: u32) -> Result<fs::RenameFlags, Error> {
+    const KNOWN: u32 = libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE | libc::RENAME_WHITEOUT;
+    if flags & !KNOWN != 0 {
         return Err(Error::Invalid("unknown flag of renameat2"));
     }
     Ok(fs::RenameFlags {
-        no_replace: flags.contains(RenameFlags::RENAME_NOREPLACE),
-        exchange: flags.contains(RenameFlags::RENAME_EXCHANGE),
-        whiteout: flags.contains(RenameFlags::RENAME_WHITEOUT),
+        no_replace: flags & libc::RENAME_NOREPLACE != 0,
+        exchange: flags & libc::RENAME_EXCHANGE != 0,
+        whiteout: flags & libc::RENAME_WHITEOUT != 0,
     })
 }
 
@@ -80,9 +77,22 @@ pub(super) fn seek(whence: i32) -> Result<Seek, Error> {
     }
 }
 
+/// Refuses an offset or a length that no `off_t` holds. The kernel has done so before.
+pub(super) fn off_t(value: u64) -> Result<(), Error> {
+    match i64::try_from(value) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Error::Invalid("an offset beyond what off_t holds")),
+    }
+}
+
 /// Whether a WRITE must clear set-user-ID and set-group-ID.
-pub(super) fn write_kills_suid(flags: WriteFlags) -> bool {
-    flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
+pub(super) fn write_kills_suid(flags: u32) -> bool {
+    flags & abi::WRITE_KILL_SUIDGID != 0
+}
+
+/// Whether the kernel writes back what somebody wrote before.
+pub(super) fn writes_back(flags: u32) -> bool {
+    flags & abi::WRITE_CACHE != 0
 }
 
 /// Whether open flags allow writing, so that dirty pages may exist until the handle is released.
@@ -93,15 +103,6 @@ pub(super) fn writable(open_flags: i32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Only what is offered is asked for: fuser refuses the whole set otherwise.
-    #[test]
-    fn wanted_is_a_subset_of_the_offer() {
-        assert_eq!(wanted(InitFlags::empty()), InitFlags::empty());
-        let offered = InitFlags::FUSE_POSIX_LOCKS | InitFlags::FUSE_WRITEBACK_CACHE;
-        assert_eq!(wanted(offered), InitFlags::FUSE_WRITEBACK_CACHE);
-        assert!(!wanted(InitFlags::all()).contains(InitFlags::FUSE_AUTO_INVAL_DATA));
-    }
 
     /// Each mode of fallocate, and the refusals.
     #[test]
@@ -128,12 +129,11 @@ mod tests {
     /// Flags of rename map one by one; an unknown one is refused.
     #[test]
     fn rename_flags() {
-        let exchange = rename(RenameFlags::RENAME_EXCHANGE).unwrap();
+        let exchange = rename(libc::RENAME_EXCHANGE).unwrap();
         assert!(exchange.exchange && !exchange.no_replace && !exchange.whiteout);
-        let both = RenameFlags::RENAME_NOREPLACE | RenameFlags::RENAME_WHITEOUT;
-        let both = rename(both).unwrap();
+        let both = rename(libc::RENAME_NOREPLACE | libc::RENAME_WHITEOUT).unwrap();
         assert!(both.no_replace && both.whiteout && !both.exchange);
-        assert!(rename(RenameFlags::from_bits_retain(8)).is_err());
+        assert!(rename(8).is_err());
     }
 
     /// Whence and access mode.

@@ -59,6 +59,7 @@ operations! {
     Listxattr "listxattr",
     Removexattr "removexattr",
     Create "create",
+    Tmpfile "tmpfile",
     Fallocate "fallocate",
     Lseek "lseek",
     CopyFileRange "copy_file_range",

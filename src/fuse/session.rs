@@ -1,19 +1,26 @@
 //! Mount options, the mount itself, and the event loops.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use fuser::{Config, MountOption, SessionACL};
 use nix::mount::MsFlags;
-use nix::unistd::geteuid;
+use nix::unistd::{SysconfVar, geteuid, sysconf};
+use parking_lot::Mutex;
 
-use super::Adapter;
 use super::caches::Caches;
+use super::loops::{self, NoRings, Rings};
+use super::wire::abi::init::OVER_IO_URING;
+use super::wire::device::HandshakeError;
+use super::wire::init::{Agreement, Wishes};
+use super::wire::{Device, Notifier};
 use super::writeback::Writeback;
+use super::{Adapter, BACKGROUND_MAX, REQUEST_BYTES, flags};
 use crate::fs::Tree;
-use crate::sys::mount;
+use crate::sys::{fuse, mount};
 
 /// Share of the dirty limit that a mount may use, in percent. The kernel gives FUSE 1, which
 /// throttles writers at a few MiB.
@@ -31,6 +38,18 @@ pub enum AllowOther {
     Yes,
     /// Nobody.
     No,
+}
+
+/// Whether requests come by io_uring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IoUring {
+    /// If the kernel offers it.
+    Auto,
+    /// Or there is no mount.
+    On,
+    /// By reading `/dev/fuse`.
+    #[default]
+    Off,
 }
 
 /// How to mount.
@@ -54,12 +73,14 @@ pub struct Options {
     pub sync: bool,
     /// Event-loop threads, at least 1. More help concurrent clients and cost a lone one.
     pub threads: usize,
+    /// How requests come.
+    pub io_uring: IoUring,
 }
 
 impl Options {
     /// Event-loop threads unless told otherwise.
     pub const THREADS_DEFAULT: usize = 2;
-    /// Most event-loop threads; each has a buffer of 16 MiB, of which requests touch 1.
+    /// Most event-loop threads; each has a buffer of 1 MiB.
     pub const THREADS_MAX: usize = 64;
 
     /// Read-write, `nosuid`, `nodev`, and everything else as the kernel does by default.
@@ -74,6 +95,7 @@ impl Options {
             atime: true,
             sync: false,
             threads: Self::THREADS_DEFAULT,
+            io_uring: IoUring::default(),
         }
     }
 
@@ -83,10 +105,6 @@ impl Options {
             AllowOther::Yes => true,
             AllowOther::No => false,
         }
-    }
-
-    fn acl(&self) -> SessionACL {
-        if self.for_everybody() { SessionACL::All } else { SessionACL::Owner }
     }
 }
 
@@ -108,16 +126,32 @@ pub enum MountError {
         #[source]
         source: io::Error,
     },
+    /// io_uring was demanded, and cannot be had.
+    #[error("FUSE over io_uring cannot be had: {0}")]
+    NoIoUring(NoRings),
     /// The first exchange with the kernel failed.
     #[error("the kernel and the daemon do not agree on the FUSE protocol")]
-    Handshake(#[source] io::Error),
+    Handshake(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// A mount whose requests wait for [`Session::run`].
+impl MountError {
+    fn handshake(error: HandshakeError) -> Self {
+        Self::Handshake(Box::new(error))
+    }
+}
+
+/// A mount whose requests wait for [`Session::run`]. It goes with it, if nobody took it away.
 pub struct Session {
-    pub(super) inner: fuser::Session<Adapter>,
+    adapter: Arc<Adapter>,
+    device: Arc<Device>,
     mountpoint: PathBuf,
     caches: Caches,
+    threads: usize,
+    /// What the mount table says of it.
+    entry: Option<mount::Mount>,
+    /// Until [`Session::run`] takes them.
+    rings: Mutex<Option<Rings>>,
+    transport: String,
 }
 
 impl Session {
@@ -130,29 +164,48 @@ impl Session {
         mountpoint: &Path,
         options: &Options,
     ) -> Result<Self, MountError> {
-        let writeback = Arc::new(OnceLock::new());
-        let adapter = Adapter::new(tree, writeback.clone(), options);
-        let caches = Caches { shared: adapter.shared.clone() };
-        let inner = match mount_directly(mountpoint, options)? {
-            Some(device) => {
-                let config = config(options, Vec::new());
-                fuser::Session::from_fd(adapter, device, options.acl(), config)
-                    .map_err(MountError::Handshake)?
-            }
-            None => mount_by_helper(adapter, mountpoint, options)?,
+        if let (IoUring::On, Err(reason)) = (options.io_uring, loops::is_possible()) {
+            return Err(MountError::NoIoUring(reason));
+        }
+        let file = match mount_directly(mountpoint, options)? {
+            Some(file) => file,
+            None => mount_by_helper(mountpoint, options)?,
         };
-        let table = mount::mount_at(mountpoint).ok().flatten();
-        if let Some(entry) = &table {
+        let device = Arc::new(Device::new(file));
+        let entry = mount::mount_at(mountpoint).ok().flatten();
+        let (agreement, rings) = agree(&device, options).inspect_err(|_| {
+            take_away(&device, mountpoint, entry.as_ref());
+        })?;
+        log::debug!("FUSE 7.{}, flags {:#x}", agreement.minor, agreement.flags);
+        if let Some(entry) = &entry {
             // Only root may, and without it the mount is slower but no worse.
             if let Err(error) = mount::tune(entry, DIRTY_PERCENT, READAHEAD_KIB) {
                 log::debug!("the limits of the page cache stay as they are: {error}");
             }
         }
-        let device = table.as_ref().and_then(mount::device_number).unwrap_or(0);
-        let way =
-            Writeback { notifier: inner.notifier(), mountpoint: mountpoint.to_owned(), device };
-        let _ = writeback.set(way);
-        Ok(Self { inner, mountpoint: mountpoint.to_owned(), caches })
+        let kernel = Writeback {
+            notifier: Notifier::new(device.clone()),
+            mountpoint: mountpoint.to_owned(),
+            device: entry.as_ref().and_then(mount::device_number).unwrap_or(0),
+        };
+        // By io_uring a processor's requests have one thread: none that could wait for a disk.
+        let may_wait = options.threads > 1 && rings.is_err();
+        let adapter = Adapter::new(tree, kernel, agreement.dialect(), options, may_wait);
+        let adapter = Arc::new(adapter);
+        let caches = Caches { shared: adapter.shared.clone() };
+        let threads = options.threads.clamp(1, Options::THREADS_MAX);
+        let mountpoint = mountpoint.to_owned();
+        let transport = match &rings {
+            Ok(rings) => format!("io_uring, {} queues", rings.queues()),
+            Err(reason) => format!("/dev/fuse ({reason})"),
+        };
+        let rings = Mutex::new(rings.ok());
+        Ok(Self { adapter, device, mountpoint, caches, threads, entry, rings, transport })
+    }
+
+    /// How requests come, for people.
+    pub fn transport(&self) -> &str {
+        &self.transport
     }
 
     /// Where it is mounted.
@@ -171,22 +224,99 @@ impl Session {
     /// # Errors
     /// The connection to the kernel broke.
     pub fn run(self) -> io::Result<()> {
-        self.inner.run()
+        let session = Arc::new(self);
+        let rings = session.rings.lock().take();
+        let mut loops = Vec::new();
+        let mut threads = session.threads;
+        if let Some(rings) = rings {
+            // What io_uring does not carry is little.
+            threads = 1;
+            for ring in rings.into_each() {
+                let session = session.clone();
+                let thread = std::thread::Builder::new().name("atrest-uring".to_owned());
+                loops.push(thread.spawn(move || session.serve_ring(ring))?);
+            }
+        }
+        for number in 0..threads {
+            let session = session.clone();
+            let thread = std::thread::Builder::new().name(format!("atrest-fuse-{number}"));
+            match thread.spawn(move || loops::serve(&session.adapter, &session.device)) {
+                Ok(started) => loops.push(started),
+                // With fewer it is served all the same.
+                Err(error) if number > 0 => log::warn!("only {number} event loops: {error}"),
+                Err(error) => return Err(error),
+            }
+        }
+        let ended = loops.into_iter().map(|thread| {
+            thread.join().unwrap_or_else(|_| Err(io::Error::other("an event loop panicked")))
+        });
+        // All of them, before the first failure is returned.
+        ended.collect::<Vec<_>>().into_iter().collect()
+    }
+
+    /// Nobody else serves a ring's queues: without it the mount cannot go on.
+    fn serve_ring(&self, ring: loops::Share) -> io::Result<()> {
+        loops::serve_ring(&self.adapter, ring).inspect_err(|error| {
+            log::error!("a ring broke, and the mount ends: {error}");
+            take_away(&self.device, &self.mountpoint, self.entry.as_ref());
+        })
     }
 }
 
-fn config(options: &Options, mount_options: Vec<MountOption>) -> Config {
-    let mut config = Config::default();
-    config.mount_options = mount_options;
-    config.acl = options.acl();
-    config.n_threads = Some(options.threads.clamp(1, Options::THREADS_MAX));
-    config
+impl Drop for Session {
+    fn drop(&mut self) {
+        take_away(&self.device, &self.mountpoint, self.entry.as_ref());
+    }
 }
 
-/// mount(2), for root; `None` if that is not permitted. fuser could do it, but only as type "fuse"
-/// without the subtype that `mount`, `findmnt -t` and systemd show.
+/// Unmounts what nobody unmounted. Another mount that has taken its place is left alone.
+fn take_away(device: &Device, mountpoint: &Path, entry: Option<&mount::Mount>) {
+    let Some(entry) = entry.filter(|_| !device.is_gone()) else { return };
+    let is_there = mount::mount_at(mountpoint).ok().flatten();
+    if is_there.is_some_and(|there| there.device == entry.device) {
+        if let Err(error) = mount::unmount(mountpoint, true) {
+            log::warn!("cannot unmount {}: {error}", mountpoint.display());
+        }
+    }
+}
+
+/// The first exchange. Rings are made before, for once they are agreed on, the kernel waits for
+/// them.
+fn agree(
+    device: &Device,
+    options: &Options,
+) -> Result<(Agreement, Result<Rings, NoRings>), MountError> {
+    let page = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
+    let mut wishes = Wishes {
+        flags: flags::WANTED,
+        request_bytes: REQUEST_BYTES,
+        readahead_bytes: REQUEST_BYTES,
+        background_max: BACKGROUND_MAX,
+        page_bytes: page.and_then(|page| u32::try_from(page).ok()).unwrap_or(4096),
+    };
+    let mut rings = match options.io_uring {
+        IoUring::Off => Err(NoRings::Off),
+        IoUring::Auto | IoUring::On => Rings::new(device),
+    };
+    if rings.is_ok() {
+        wishes.flags |= OVER_IO_URING;
+    }
+    let agreement = device.handshake(wishes).map_err(MountError::handshake)?;
+    if !agreement.has(OVER_IO_URING) {
+        rings = rings.and(Err(NoRings::NotOffered));
+    }
+    match (options.io_uring, rings) {
+        (IoUring::On, Err(reason)) => Err(MountError::NoIoUring(reason)),
+        (_, rings) => {
+            let rings = rings.map(|rings| rings.of(agreement.payload_bytes()));
+            Ok((agreement, rings))
+        }
+    }
+}
+
+/// mount(2), for root; `None` if that is not permitted.
 fn mount_directly(mountpoint: &Path, options: &Options) -> Result<Option<OwnedFd>, MountError> {
-    let device = mount::open_fuse().map_err(MountError::Device)?;
+    let device = fuse::open_device().map_err(MountError::Device)?;
     let data = if options.for_everybody() {
         "default_permissions,allow_other"
     } else {
@@ -194,7 +324,7 @@ fn mount_directly(mountpoint: &Path, options: &Options) -> Result<Option<OwnedFd
     };
     let flags = mount_flags(options);
     match mount::mount_fuse(&device, &options.source, mountpoint, flags, data) {
-        Ok(()) => Ok(Some(device.into())),
+        Ok(()) => Ok(Some(device)),
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(None),
         Err(source) => Err(MountError::Mount { mountpoint: mountpoint.to_owned(), source }),
     }
@@ -213,13 +343,8 @@ fn mount_flags(options: &Options) -> MsFlags {
 }
 
 /// The road of everybody but root: `fusermount3` mounts and hands the descriptor over.
-fn mount_by_helper(
-    adapter: Adapter,
-    mountpoint: &Path,
-    options: &Options,
-) -> Result<fuser::Session<Adapter>, MountError> {
-    let config = config(options, helper_options(options));
-    fuser::Session::new(adapter, mountpoint, &config).map_err(|source| {
+fn mount_by_helper(mountpoint: &Path, options: &Options) -> Result<OwnedFd, MountError> {
+    fuse::mount_by_helper(mountpoint, &helper_options(options)).map_err(|source| {
         if source.to_string().contains("user_allow_other") {
             return MountError::AllowOther;
         }
@@ -227,22 +352,25 @@ fn mount_by_helper(
     })
 }
 
-fn helper_options(options: &Options) -> Vec<MountOption> {
-    // fusermount3 splits its argument at commas that no backslash precedes.
-    let source = options.source.to_string_lossy().replace('\\', "\\\\").replace(',', "\\,");
-    let mut list = vec![
-        MountOption::FSName(source),
-        MountOption::Subtype("atrest".to_owned()),
-        MountOption::DefaultPermissions,
+/// `fusermount3` splits its argument at commas that no backslash precedes.
+fn helper_options(options: &Options) -> OsString {
+    let mut list = b"fsname=".to_vec();
+    for &byte in options.source.as_os_str().as_bytes() {
+        if matches!(byte, b'\\' | b',') {
+            list.push(b'\\');
+        }
+        list.push(byte);
+    }
+    list.extend_from_slice(b",subtype=atrest,default_permissions");
+    let table: [(bool, &[u8]); 5] = [
+        (options.for_everybody(), b",allow_other"),
+        (options.read_only, b",ro"),
+        (!options.exec, b",noexec"),
+        (!options.atime, b",noatime"),
+        (options.sync, b",sync"),
     ];
-    let table = [
-        (options.read_only, MountOption::RO),
-        (!options.exec, MountOption::NoExec),
-        (!options.atime, MountOption::NoAtime),
-        (options.sync, MountOption::Sync),
-    ];
-    list.extend(table.into_iter().filter(|(on, _)| *on).map(|(_, option)| option));
-    list
+    table.iter().filter(|(on, _)| *on).for_each(|(_, option)| list.extend_from_slice(option));
+    OsString::from_vec(list)
 }
 
 #[cfg(test)]
@@ -268,6 +396,7 @@ mod tests {
     fn helper_escapes_the_source() {
         let options = Options::new(PathBuf::from(r"/srv/a,allow_other\b"));
         let list = helper_options(&options);
-        assert_eq!(list[0], MountOption::FSName(r"/srv/a\,allow_other\\b".to_owned()));
+        let list = list.to_str().unwrap();
+        assert!(list.starts_with(r"fsname=/srv/a\,allow_other\\b,subtype=atrest,"), "{list}");
     }
 }

@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 use nix::unistd::{Whence, lseek};
 use parking_lot::Mutex;
 
-use super::{Options, Session};
+use super::{IoUring, MountError, NoRings, Options, Session, loops};
 use crate::fs::attr::TimeOrNow;
 use crate::fs::{
     Allocate, Attr, Caller, DirEntry, Error, Ino, Kind, RenameFlags, Seek, SetAttr, StatFs, Time,
@@ -373,13 +373,18 @@ struct Mounted {
 impl Mounted {
     /// `None`, with a word about it, where tests may not mount.
     fn new() -> Option<Self> {
+        Self::with(IoUring::Auto)
+    }
+
+    /// As [`Mounted::new`], with requests that come this way.
+    fn with(io_uring: IoUring) -> Option<Self> {
         if !Path::new("/dev/fuse").exists() {
             eprintln!("skipped: there is no /dev/fuse");
             return None;
         }
         let tree = MemoryTree::new();
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let options = Options::new(PathBuf::from("/in/memory"));
+        let options = Options { io_uring, ..Options::new(PathBuf::from("/in/memory")) };
         let session = match Session::mount(tree.clone(), directory.path(), &options) {
             Ok(session) => session,
             Err(error) => {
@@ -514,7 +519,7 @@ fn notification_writes_back() {
     let tree = mounted.tree.clone();
     let options = Options::new(PathBuf::from("/in/memory"));
     let session = Session::mount(tree.clone(), mounted.directory.path(), &options).unwrap();
-    let notifier = session.inner.notifier();
+    let notifier = session.caches().shared.kernel.notifier.clone();
     let loops = std::thread::spawn(move || session.run().unwrap());
     mounted.loops = Some(loops);
 
@@ -633,4 +638,102 @@ fn punch_and_statfs() {
     assert_eq!((space.blocks(), space.blocks_free(), space.blocks_available()), (100, 60, 50));
     assert_eq!((space.name_max(), space.fragment_size()), (255, 4096));
     assert!(file.as_raw_fd() > 2);
+}
+
+/// Each way in which requests come, as far as this kernel has it.
+fn each_way(test: impl Fn(Mounted)) {
+    if let Some(mounted) = Mounted::with(IoUring::Off) {
+        test(mounted);
+    }
+    match loops::is_possible() {
+        Ok(()) => Mounted::with(IoUring::On).into_iter().for_each(test),
+        Err(reason) => eprintln!("skipped: FUSE over io_uring: {reason}"),
+    }
+}
+
+/// What is written by several threads at once, in large pieces and small ones, is read as it was.
+#[test]
+fn contents_from_several_threads() {
+    each_way(|mounted| {
+        std::thread::scope(|scope| {
+            for number in 0..4_u8 {
+                let path = mounted.path(&format!("f{number}"));
+                scope.spawn(move || {
+                    let bytes: Vec<u8> =
+                        (0..3_000_000_u32).map(|at| (at / 7) as u8 ^ number).collect();
+                    fs::write(&path, &bytes).unwrap();
+                    let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+                    file.sync_all().unwrap();
+                    // Past the page cache: every READ is a request.
+                    nix::fcntl::posix_fadvise(
+                        &file,
+                        0,
+                        0,
+                        nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED,
+                    )
+                    .unwrap();
+                    assert!(fs::read(&path).unwrap() == bytes);
+                    for _ in 0..200 {
+                        fs::metadata(path.with_extension("absent")).unwrap_err();
+                        fs::rename(&path, path.with_extension("moved")).unwrap();
+                        fs::rename(path.with_extension("moved"), &path).unwrap();
+                    }
+                });
+            }
+        });
+    });
+}
+
+/// Many seeks at once, each of which waits on a worker thread until the kernel has written back:
+/// the WRITEs find their way past the requests that wait for them.
+#[test]
+fn writes_pass_requests_that_wait() {
+    each_way(|mounted| {
+        let files: Vec<File> = (0..100)
+            .map(|number| {
+                let mut options = OpenOptions::new();
+                options.read(true).write(true).create(true).truncate(true);
+                options.open(mounted.path(&format!("f{number}"))).unwrap()
+            })
+            .collect();
+        std::thread::scope(|scope| {
+            for file in &files {
+                scope.spawn(move || {
+                    for round in 1..10 {
+                        file.write_all_at(b"data", round * 4 * PAGE).unwrap();
+                        let found = lseek(file, 0, Whence::SeekData).unwrap();
+                        assert_eq!(found as u64, 4 * PAGE);
+                        file.sync_data().unwrap();
+                    }
+                });
+            }
+        });
+    });
+}
+
+/// A panic is an error of one request, and everything is given back when the mount goes.
+#[test]
+fn defects_and_the_end() {
+    each_way(|mut mounted| {
+        for _ in 0..100 {
+            let error = fs::metadata(mounted.path("panic")).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EIO));
+        }
+        mounted.unmount();
+    });
+}
+
+/// Where io_uring is not to be had, who insists on it is told so, and nothing stays mounted.
+#[test]
+fn io_uring_that_is_demanded() {
+    let Err(reason) = loops::is_possible() else { return };
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let options = Options { io_uring: IoUring::On, ..Options::new(PathBuf::from("/in/memory")) };
+    let refused = Session::mount(MemoryTree::new(), directory.path(), &options);
+    match (refused.err().expect("it is refused"), reason) {
+        (MountError::NoIoUring(NoRings::Disabled), NoRings::Disabled) => {}
+        (MountError::NoIoUring(NoRings::Unknown), NoRings::Unknown) => {}
+        (error, reason) => panic!("{error}, where {reason}"),
+    }
+    assert!(mount::mount_at(directory.path()).unwrap().is_none());
 }

@@ -3,13 +3,10 @@
 //! `fuse_file_llseek` (fs/fuse/file.c) sends LSEEK without flushing first, unlike fallocate and
 //! copy_file_range, while a fresh page of the writeback cache is still a hole to us.
 
-use std::ffi::OsStr;
 use std::os::fd::AsFd as _;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
-use fuser::{INodeNo, Notifier};
-
+use super::wire::Notifier;
 use crate::fs::{Error, Ino};
 use crate::sys::{file_handle, mount};
 
@@ -44,13 +41,13 @@ impl Writeback {
     /// (`fuse_reverse_inval_inode` with a negative offset).
     pub(super) fn forget_attributes(&self, ino: Ino) {
         // An inode that the kernel does not know has no attributes to forget.
-        let _ = self.notifier.inval_inode(INodeNo(ino), -1, 0);
+        let _ = self.notifier.inval_inode(ino, -1, 0);
     }
 
     /// Makes the kernel look a name up again when it is wanted next.
     pub(super) fn forget_name(&self, parent: Ino, name: &[u8]) {
         // It may not have kept it.
-        let _ = self.notifier.inval_entry(INodeNo(parent), OsStr::from_bytes(name));
+        let _ = self.notifier.inval_entry(parent, name);
     }
 
     /// Makes the kernel write back what is dirty in `ino`, drop its pages, in mappings too, and ask
@@ -58,7 +55,7 @@ impl Writeback {
     /// directory without asking (`fuse_permission` in fs/fuse/dir.c).
     pub(super) fn drop_inode(&self, ino: Ino) {
         // The kernel may have forgotten it by now.
-        let _ = self.notifier.inval_inode(INodeNo(ino), 0, 0);
+        let _ = self.notifier.inval_inode(ino, 0, 0);
     }
 
     /// The kind road, for root: the pages are written in large requests and stay cached. The
@@ -72,6 +69,6 @@ impl Writeback {
     /// The road for everybody: `invalidate_inode_pages2_range` writes page by page, and drops them.
     fn by_notification(&self, ino: Ino, offset: u64) -> std::io::Result<()> {
         let offset = i64::try_from(offset).map_err(std::io::Error::other)?;
-        self.notifier.inval_inode(INodeNo(ino), offset, 0)
+        self.notifier.inval_inode(ino, offset, 0)
     }
 }

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd, AsRawFd as _};
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -48,14 +48,6 @@ pub fn mount_at(mountpoint: &Path) -> io::Result<Option<Mount>> {
     Ok(mounts()?.into_iter().rev().find(|mount| mount.mountpoint == mountpoint))
 }
 
-/// Opens `/dev/fuse`.
-///
-/// # Errors
-/// Those of open(2).
-pub fn open_fuse() -> io::Result<File> {
-    File::options().read(true).write(true).open("/dev/fuse")
-}
-
 /// mount(2) of a FUSE filesystem whose requests are read from `device`; `options` are those of
 /// the kernel's fs/fuse/inode.c, without the ones that every mount needs. The mount belongs to this
 /// process's user.
@@ -63,7 +55,7 @@ pub fn open_fuse() -> io::Result<File> {
 /// # Errors
 /// Those of mount(2); EPERM without CAP_SYS_ADMIN.
 pub fn mount_fuse(
-    device: &File,
+    device: impl AsFd,
     source: &Path,
     mountpoint: &Path,
     flags: MsFlags,
@@ -71,7 +63,7 @@ pub fn mount_fuse(
 ) -> io::Result<()> {
     let data = format!(
         "fd={},rootmode={:o},user_id={},group_id={},{options}",
-        device.as_raw_fd(),
+        device.as_fd().as_raw_fd(),
         std::fs::metadata(mountpoint)?.mode(),
         geteuid(),
         getegid(),
@@ -164,7 +156,7 @@ pub fn unmount(mountpoint: &Path, detach: bool) -> io::Result<()> {
 }
 
 fn unmount_by_helper(mountpoint: &Path, detach: bool) -> io::Result<()> {
-    let mut helper = Command::new("fusermount3");
+    let mut helper = Command::new(super::fuse::HELPER);
     helper.arg("-u");
     if detach {
         helper.arg("-z");

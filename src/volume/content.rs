@@ -55,18 +55,42 @@ impl Volume {
         let _content = self.content_lock(ino).read();
         let inode = self.require(ino)?;
         let end = inode.size.min(offset.saturating_add(length as u64));
-        if offset >= end {
-            buffer.clear();
+        buffer.resize(end.saturating_sub(offset) as usize, 0);
+        self.read_range(ino, inode.paged, offset, buffer)
+    }
+
+    /// As [`Volume::read`], into the beginning of `buffer`; returns how many bytes that were.
+    ///
+    /// # Errors
+    /// As [`Volume::read`].
+    pub fn read_into(&self, ino: u64, offset: u64, buffer: &mut [u8]) -> Result<usize, Error> {
+        let _content = self.content_lock(ino).read();
+        let inode = self.require(ino)?;
+        let end = inode.size.min(offset.saturating_add(buffer.len() as u64));
+        let length = end.saturating_sub(offset) as usize;
+        self.read_range(ino, inode.paged, offset, &mut buffer[..length])?;
+        Ok(length)
+    }
+
+    /// Fills `buffer` with content that is all within the file. The caller holds the content lock.
+    fn read_range(
+        &self,
+        ino: u64,
+        is_paged: bool,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), Error> {
+        if buffer.is_empty() {
             return Ok(());
         }
-        buffer.resize((end - offset) as usize, 0);
-        if inode.paged {
+        if is_paged {
             return self.read_pages(ino, offset, buffer);
         }
         buffer.fill(0);
         let content = self.inline(ino)?;
+        let end = (offset as usize).saturating_add(buffer.len());
         let from = (offset as usize).min(content.len());
-        let part = &content[from..content.len().min(end as usize)];
+        let part = &content[from..content.len().min(end)];
         buffer[..part.len()].copy_from_slice(part);
         Ok(())
     }

@@ -84,16 +84,70 @@ fn the_space_of_what_was_deleted_comes_back() {
     assert!(gone || !mounted.is_atrest(), "{} inodes instead of {before}", used());
 }
 
-/// What `fuser` has no request for is refused in the way that programs know: they make a name, and
-/// remove it.
-#[test]
-fn a_file_that_never_had_a_name_is_refused_as_on_old_filesystems() {
-    let mounted = Mounted::new();
-    if !mounted.is_atrest() {
-        return;
-    }
+/// An open file in the root that never had a name; `None`, with a word about it, on kernels before
+/// 6.2, which do not ask FUSE for one.
+fn without_a_name(mounted: &Mounted, flags: i32) -> Option<File> {
     let mut options = OpenOptions::new();
-    options.read(true).write(true).custom_flags(libc::O_TMPFILE);
-    let error = options.open(mounted.path()).unwrap_err();
-    assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP));
+    options.read(true).write(true).mode(0o640).custom_flags(libc::O_TMPFILE | flags);
+    match options.open(mounted.path()) {
+        Ok(file) => Some(file),
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+            eprintln!("skipped: this kernel has no O_TMPFILE for FUSE");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// `O_TMPFILE`, and a name afterwards.
+#[test]
+fn a_file_that_never_had_a_name_gets_one() {
+    let mounted = Mounted::new();
+    let Some(file) = without_a_name(&mounted, 0) else { return };
+    file.write_all_at(&[7; 50_000], 10_000).unwrap();
+    assert_eq!(fs::read_dir(mounted.path()).unwrap().count(), 0);
+    let stat = fstat(&file).unwrap();
+    assert_eq!((stat.st_nlink, stat.st_size), (0, 60_000));
+    let link = |name: &str| {
+        use std::os::fd::AsRawFd;
+        let open = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let (here, flags) = (rustix::fs::CWD, rustix::fs::AtFlags::SYMLINK_FOLLOW);
+        rustix::fs::linkat(here, open.as_str(), here, mounted.join(name), flags)
+    };
+    link("named").unwrap();
+    link("again").unwrap();
+    assert_eq!(fstat(&file).unwrap().st_nlink, 2);
+    file.sync_all().unwrap();
+    drop(file);
+    mounted.remount();
+    let bytes = fs::read(mounted.join("named")).unwrap();
+    assert!(bytes[..10_000].iter().all(|b| *b == 0) && bytes[10_000..].iter().all(|b| *b == 7));
+    assert_eq!(fs::metadata(mounted.join("again")).unwrap().permissions().mode() & 0o777, 0o640);
+}
+
+/// With `O_EXCL` it never gets one, and without one it goes with its last handle.
+#[test]
+fn a_file_that_never_had_a_name_goes_with_its_handle() {
+    let mounted = Mounted::new();
+    let used = || {
+        let info = nix::sys::statvfs::statvfs(mounted.path()).unwrap();
+        info.files() - info.files_free()
+    };
+    let before = used();
+    let Some(mut file) = without_a_name(&mounted, libc::O_EXCL) else { return };
+    file.write_all(&[1; 100_000]).unwrap();
+    file.sync_all().unwrap();
+    use std::os::fd::AsRawFd;
+    let open = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let (here, flags) = (rustix::fs::CWD, rustix::fs::AtFlags::SYMLINK_FOLLOW);
+    let refused = rustix::fs::linkat(here, open.as_str(), here, mounted.join("named"), flags);
+    assert_eq!(refused, Err(rustix::io::Errno::NOENT));
+    drop(file);
+    let gone = (0..200).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        used() == before
+    });
+    assert!(gone || !mounted.is_atrest(), "{} inodes instead of {before}", used());
+    mounted.remount();
+    assert_eq!(fs::read_dir(mounted.path()).unwrap().count(), 0);
 }

@@ -79,6 +79,16 @@ impl VolumeTree {
             .map_err(self.failed_at("reading", ino, offset))
     }
 
+    pub(super) fn read_content_into(
+        &self,
+        ino: Ino,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize, Error> {
+        self.file(ino)?;
+        self.volume.read_into(ino, offset, buffer).map_err(self.failed_at("reading", ino, offset))
+    }
+
     pub(super) fn write_content(
         &self,
         ino: Ino,

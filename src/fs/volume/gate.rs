@@ -239,6 +239,10 @@ impl Tree for GatedTree {
         self.serve(|tree| tree.read(ino, offset, length, buffer))
     }
 
+    fn read_into(&self, ino: Ino, offset: u64, buffer: &mut [u8]) -> Result<usize, Error> {
+        self.serve(|tree| tree.read_into(ino, offset, buffer))
+    }
+
     fn write(&self, ino: Ino, offset: u64, data: &[u8], kill_suid: bool) -> Result<(), Error> {
         self.finish(|tree| tree.write(ino, offset, data, kill_suid))
     }

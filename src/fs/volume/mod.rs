@@ -278,6 +278,10 @@ impl Tree for VolumeTree {
         self.read_content(ino, offset, length, buffer)
     }
 
+    fn read_into(&self, ino: Ino, offset: u64, buffer: &mut [u8]) -> Result<usize, Error> {
+        self.read_content_into(ino, offset, buffer)
+    }
+
     fn write(&self, ino: Ino, offset: u64, data: &[u8], kill_suid: bool) -> Result<(), Error> {
         self.write_content(ino, offset, data, kill_suid)
     }
