@@ -10,13 +10,13 @@ mod counts;
 mod errno;
 mod flags;
 mod meter;
+mod replies;
 mod session;
 #[cfg(test)]
 mod tests;
 mod workers;
 mod writeback;
 
-use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -36,6 +36,7 @@ use crate::fs::{Attr, Caller, DirEntry, Error, Ino, Kind, SetAttr, Tree};
 use attr::{file_attr, file_type};
 use counts::Counts;
 use errno::report;
+use replies::Replies;
 use workers::Workers;
 use writeback::Writeback;
 
@@ -59,11 +60,6 @@ const NAME_BYTES_MAX: u32 = 255;
 /// Block size that [`crate::fs::StatFs`] counts in.
 const BLOCK_BYTES: u32 = 4096;
 
-thread_local! {
-    /// What READ replies are built in; kept from request to request by each event loop.
-    static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
 /// What the kernel talks to: a [`Tree`] behind the FUSE protocol.
 struct Adapter {
     shared: Arc<Shared>,
@@ -80,6 +76,7 @@ struct Shared {
     /// back when a file is closed and before it releases the last handle (`fuse_flush`,
     /// `fuse_release` in fs/fuse/file.c).
     writers: Counts,
+    replies: Replies,
     /// Set when the mount exists, before the first request is read.
     writeback: Arc<OnceLock<Writeback>>,
     /// Whether reading sets access times: neither `noatime` nor read-only.
@@ -92,8 +89,8 @@ impl Adapter {
     fn new(tree: Arc<dyn Tree>, writeback: Arc<OnceLock<Writeback>>, options: &Options) -> Self {
         let access_times = options.atime && !options.read_only;
         let (lookups, writers) = (Counts::new(), Counts::new());
-        let is_image = tree.is_image();
-        let shared = Shared { tree, lookups, writers, writeback, access_times, is_image };
+        let (replies, is_image) = (Replies::default(), tree.is_image());
+        let shared = Shared { tree, lookups, writers, replies, writeback, access_times, is_image };
         // One may wait for the disk while another serves.
         let several_loops = options.threads > 1;
         Self { shared: Arc::new(shared), workers: Workers::new(), several_loops }
@@ -516,7 +513,7 @@ impl Filesystem for Adapter {
         if self.tree().read_is_long(ino.0, offset) {
             return self.read_on_worker(ino, offset, size, reply);
         }
-        READ_BUFFER.with_borrow_mut(|buffer| {
+        self.shared.replies.with_own(|buffer| {
             match attempt(Operation::Read, ino, || {
                 self.tree().read(ino.0, offset, size as usize, buffer)
             }) {

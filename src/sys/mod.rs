@@ -7,6 +7,7 @@ pub mod clock;
 pub mod file_handle;
 pub mod files;
 pub mod gcm;
+pub mod heap;
 pub mod inflate;
 pub mod memory;
 pub mod mount;
