@@ -313,7 +313,7 @@ class Vault:
                 f'tenant_id = "{self.tenant}"\nclient_id = "{self.client}"\n'
                 f'client_secret_file = "{self.home / "secret"}"\nauthority_host = "{origin}"\n'
                 f'resource = "{RESOURCE}"\nca_file = "{SCRATCH / "ca.pem"}"\nproxy = "none"\n'
-                'connect_timeout_s = 1\n')
+                'connect_timeout_s = 3\n')
 
     def stop(self):
         if self.process.poll() is None:
@@ -627,9 +627,8 @@ def outages(vault):
     return cases
 
 
-def stops():
+def stops(silent, killed):
     """The server stops."""
-    silent, killed = Vault("vault-silent"), Vault("vault-killed")
 
     def kill():
         killed.process.kill()
@@ -638,7 +637,7 @@ def stops():
         Case(Volume("stopped", silent), lambda: silent.process.send_signal(signal.SIGSTOP),
              lambda: silent.process.send_signal(signal.SIGCONT), "outage", 126),
         Case(Volume("killed", killed), kill, killed.serve, "outage", 126),
-    ], [silent, killed]
+    ]
 
 
 def by_hand(vault, mib):
@@ -722,16 +721,15 @@ def run_all(mib):
     def step(what):
         print(f"\n== {what} ({time.monotonic() - started:.0f} s)", flush=True)
     try:
-        vault = Vault("vault")
-        vaults.append(vault)
-        stopping, own = stops()
-        vaults += own
+        for name in ("vault", "vault-silent", "vault-killed"):
+            vaults.append(Vault(name))
+        vault, silent, killed = vaults
         head = (f"{'':12} {'check after':>9} {'draining':>11} {'locked':>11} {'last byte':>11}"
                 f" {'back after':>11} {'rows':>7}\n{'':12} (draining, locked and the last byte: since"
                 " the check that saw it)")
         step("the key is denied, or its server stops")
         print(head)
-        play(denials(vault) + stopping)
+        play(denials(vault) + stops(silent, killed))
         step("the server answers, but not for the key")
         print(head)
         play(outages(vault))
