@@ -2,6 +2,11 @@
 
 use std::process::ExitCode;
 
+use atrest::sys::heap::WipingHeap;
+
+#[global_allocator]
+static HEAP: WipingHeap = WipingHeap;
+
 fn main() -> ExitCode {
     atrest::cli::run()
 }

@@ -1,14 +1,14 @@
 //! What the daemon asks of a host: of its store, and for what is served from it.
 
-use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::host::{Ask, Host};
 use crate::audit::Asker;
-use crate::daemon::{Answer, Caches, Companion, Numbers, Served, VolumeControl};
+use crate::daemon::{Answer, Caches, Companion, Lost, Numbers, Opening, Served, VolumeControl};
 use crate::fs::volume::Refusal;
 
 /// The control of the store's volume, with the host's over it: when the store's key is taken away,
@@ -75,13 +75,13 @@ impl VolumeControl for HostControl {
         self.store.late_writes()
     }
 
-    fn lock(&self) -> Result<(), String> {
+    fn lock(&self, late: &[u64], deadline: Instant) -> Result<(), Lost> {
         self.host.forget_contents();
-        self.store.lock()
+        self.store.lock(late, deadline)
     }
 
-    fn reopen(&self, passphrase_file: Option<&Path>, by: &Asker) -> Answer {
-        let answer = self.store.reopen(passphrase_file, by);
+    fn reopen(&self, how: &Opening, by: &Asker) -> Answer {
+        let answer = self.store.reopen(how, by);
         if answer == Answer::Granted {
             self.host.tree().refuse(None);
         }

@@ -216,6 +216,9 @@ pub struct LockArgs {
 pub struct UnlockArgs {
     /// Mount point, or directory of the volume
     pub path: PathBuf,
+    /// Open it with this key slot, which the lease is on from then on
+    #[arg(long, value_name = "NUMBER")]
+    pub slot: Option<u32>,
     /// Have the daemon read the passphrase from the first line of this file
     #[arg(long, value_name = "FILE")]
     pub passphrase_file: Option<PathBuf>,

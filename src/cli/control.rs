@@ -1,8 +1,7 @@
 //! What the daemon asks of the volume that it serves.
 
-use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
@@ -13,11 +12,11 @@ use super::open::{Place, Serving};
 use super::{audit, place, status};
 use crate::audit::{Asker, Entry, Event};
 use crate::daemon::metrics::ProviderMeter;
-use crate::daemon::{Answer, Numbers, Served, VolumeControl, VolumeNumbers};
+use crate::daemon::{Answer, Lost, Numbers, Opening, Served, VolumeControl, VolumeNumbers};
 use crate::format::config::Config;
 use crate::fs::volume::{GatedTree, Refusal, recover};
 use crate::key::pin::Pin;
-use crate::key::{KekError, KeyError, Opened, ProviderOptions, VolumeKeys};
+use crate::key::{KekError, KekProvider, KeyError, Opened, ProviderOptions, VolumeKeys};
 use crate::storage::VolumeLock;
 use crate::sys::memory;
 use crate::volume::Volume;
@@ -28,8 +27,8 @@ const PAGE_BYTES: u64 = crate::format::PAGE_BYTES as u64;
 /// See [`VolumeControl`].
 pub struct Control {
     place: Place,
-    /// Number of the key slot that opened the volume; the lease is on its key.
-    slot: u32,
+    /// Number of the key slot that opened the volume last; the lease is on its key.
+    slot: AtomicU32,
     /// How to ask for that key again.
     options: ProviderOptions,
     /// The newest configuration; held while it is replaced, so that of two that are made from the
@@ -59,6 +58,7 @@ impl Control {
         let (config, serving) = (Mutex::new(config), RwLock::new(Some(serving)));
         let version = Mutex::new((String::new(), Instant::now()));
         let provider = ProviderMeter::default();
+        let slot = AtomicU32::new(slot);
         Self { place, slot, options, config, version, provider, serving, tree, _lock: lock }
     }
 
@@ -100,10 +100,15 @@ impl Control {
         self.place.pins.store(id, &pin).map_err(|error| chain(&error))
     }
 
+    fn slot(&self) -> u32 {
+        self.slot.load(Ordering::Relaxed)
+    }
+
     /// Unwraps the volume's keys anew, by the slot that the lease is on.
-    fn ask(&self, options: &ProviderOptions) -> Result<Opened, Answer> {
+    fn ask(&self) -> Result<Opened, Answer> {
         let bytes = self.config.lock().bytes().to_vec();
-        let opened = self.open_keys(&bytes, options);
+        let options = ProviderOptions { slot: Some(self.slot()), ..self.options.clone() };
+        let opened = self.open_keys(&bytes, &options);
         let (how, own) = ((Event::Recheck, "check"), Asker::of_this_process());
         // What was refused is no less refused because it cannot be put on record.
         _ = audit::unwrapped(&self.place.audit, how, &own, &opened);
@@ -112,16 +117,18 @@ impl Control {
 
     fn check_key(&self) -> Answer {
         // What a passphrase opens cannot be taken away, and deriving its key is made to be dear.
-        let slot = self.config.lock().slot(self.slot).map(|slot| slot.provider.clone());
+        let slot = self.config.lock().slot(self.slot()).map(|slot| slot.provider.clone());
         if slot.is_some_and(|provider| provider.starts_with("passphrase:")) {
             return Answer::Granted;
         }
-        let opened = match self.ask(&self.options) {
+        let Opened { config, keys, slot, provider, .. } = match self.ask() {
             Ok(opened) => opened,
             Err(answer) => return answer,
         };
+        // Not kept while the service is asked more: the volume may be locked meanwhile.
+        drop(keys);
         if !self.place.read_only && self.serving.read().is_some() {
-            self.follow_rotation(&opened);
+            self.follow_rotation(&config, slot, &*provider);
         }
         Answer::Granted
     }
@@ -178,8 +185,8 @@ impl Control {
             });
         }
         replaced?;
-        if config.slot(self.slot).is_none() {
-            log::warn!("key slot {}, which opened the volume, is removed", self.slot);
+        if config.slot(self.slot()).is_none() {
+            log::warn!("key slot {}, which opened the volume, is removed", self.slot());
         }
         log::info!("the volume's keys were changed: generation {}", config.data().generation);
         *newest = config;
@@ -187,9 +194,8 @@ impl Control {
     }
 
     /// Wraps the volume key under a newer version of its key, if there is one.
-    fn follow_rotation(&self, opened: &Opened) {
-        let Opened { config, keys, slot, provider, .. } = opened;
-        let old = config.slot(*slot).map(|slot| slot.kek.key_version.clone()).unwrap_or_default();
+    fn follow_rotation(&self, config: &Config, slot: u32, provider: &dyn KekProvider) {
+        let old = config.slot(slot).map(|slot| slot.kek.key_version.clone()).unwrap_or_default();
         let newest = match provider.latest_version() {
             Ok(Some(newest)) if newest != old => newest,
             Ok(_) => return,
@@ -199,8 +205,12 @@ impl Control {
             }
         };
         let own = Asker::of_this_process();
-        let made = keys.rotate_slot(config, *slot, &**provider, false);
-        let rewrapped = made.as_ref().map(|config| config.slot(*slot).expect("it was rotated"));
+        // Who locks waits for this: the key is on its way to the service.
+        let made = match &*self.serving.read() {
+            Some(Serving { keys, .. }) => keys.rotate_slot(config, slot, provider, false),
+            None => return,
+        };
+        let rewrapped = made.as_ref().map(|config| config.slot(slot).expect("it was rotated"));
         let rewrap = Entry::new(Event::Rewrap, "check", &own);
         let rotated = match audit::wrapped(&self.place.audit, rewrap, rewrapped) {
             Err(error) => Err(chain(&error)),
@@ -281,7 +291,7 @@ impl Served for Control {
         };
         let config = self.config.lock();
         status["generation"] = json!(config.data().generation);
-        status["key_in_use"] = key_in_use(&config, self.slot);
+        status["key_in_use"] = key_in_use(&config, self.slot());
         status
     }
 
@@ -303,7 +313,7 @@ impl Served for Control {
 impl VolumeControl for Control {
     fn numbers(&self) -> Numbers {
         let config = self.config.lock();
-        let now = config.slot(self.slot).map(|slot| slot.kek.key_version.clone());
+        let now = config.slot(self.slot()).map(|slot| slot.kek.key_version.clone());
         drop(config);
         let mut version = self.version.lock();
         if let Some(now) = now.filter(|now| *now != version.0) {
@@ -343,11 +353,17 @@ impl VolumeControl for Control {
         self.tree.late_writes()
     }
 
-    fn lock(&self) -> Result<(), String> {
+    fn lock(&self, late: &[u64], deadline: Instant) -> Result<(), Lost> {
         self.anchor(false);
         let Some(serving) = self.serving.write().take() else { return Ok(()) };
         let closed = serving.volume.close().map_err(|error| chain(&error));
         let remembered = self.remember(&serving);
+        let mut unwritten = self.tree.unwritten();
+        unwritten.extend(late);
+        if closed.is_err() {
+            unwritten.extend(serving.volume.unsaved());
+        }
+        let files = serving.volume.names_of(&unwritten, deadline);
         self.tree.lock();
         let Serving { volume, keys } = serving;
         // The volume's own threads have ended with it, and the tree is gone. The volume shares the
@@ -358,13 +374,18 @@ impl VolumeControl for Control {
             log::error!("a defect keeps keys in memory; end the daemon to be sure");
         }
         memory::trim_heap();
-        closed.and(remembered)
+        match closed.and(remembered) {
+            Ok(()) if files.is_empty() => Ok(()),
+            Ok(()) => Err(Lost { error: "not everything could be written".to_owned(), files }),
+            Err(error) => Err(Lost { error, files }),
+        }
     }
 
-    fn reopen(&self, passphrase_file: Option<&Path>, by: &Asker) -> Answer {
-        let mut options = self.options.clone();
-        if let Some(file) = passphrase_file {
-            options.passphrase_file = Some(file.to_owned());
+    fn reopen(&self, how: &Opening, by: &Asker) -> Answer {
+        let slot = how.slot.unwrap_or(self.slot());
+        let mut options = ProviderOptions { slot: Some(slot), ..self.options.clone() };
+        if let Some(file) = &how.passphrase_file {
+            options.passphrase_file = Some(file.clone());
         }
         // Somebody may have changed its keys while nobody held them.
         let bytes = match place::config_bytes(&self.place.path) {
@@ -385,6 +406,7 @@ impl VolumeControl for Control {
             Err(failure) => return Answer::Outage(failure.to_string()),
         };
         *self.config.lock() = config;
+        self.slot.store(slot, Ordering::Relaxed);
         self.tree.resume(serving.volume.clone());
         serving.volume.start();
         *self.serving.write() = Some(serving);

@@ -19,8 +19,14 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// # Errors
 /// [`Exit::NotMounted`], [`Exit::NotDurable`], [`Exit::DaemonSilent`].
 pub fn lock(arguments: &LockArgs) -> Result<(), Failure> {
-    ask(&arguments.path, &json!({ "op": "lock" }), Exit::NotDurable)
-        .map_err(|failure| failure.hint("No key is in memory; what could not be written is lost."))
+    ask(&arguments.path, &json!({ "op": "lock" }), Exit::NotDurable).map_err(|failure| {
+        let place = arguments.path.display();
+        failure
+            .hint(
+                "Nobody is served. The daemon's log names the files that may have lost something.",
+            )
+            .hint(format!("To see whether it is locked by now: atrest status {place}"))
+    })
 }
 
 /// Unlocks a mount.
@@ -35,7 +41,7 @@ pub fn unlock(arguments: &UnlockArgs) -> Result<(), Failure> {
         }
         None => None,
     };
-    let request = json!({ "op": "unlock", "passphrase_file": file });
+    let request = json!({ "op": "unlock", "slot": arguments.slot, "passphrase_file": file });
     ask(&arguments.path, &request, Exit::StillLocked).map_err(|failure| {
         let place = arguments.path.display();
         failure.hint(format!("To see what its lease says: atrest status {place}"))

@@ -80,7 +80,6 @@ fn open_with(
     // A daemon leaves the working directory, and asks for the key again.
     let lasting = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
     let options = ProviderOptions {
-        slot: Some(slot),
         interactive: false,
         key_store: options.key_store.as_ref().map(lasting),
         passphrase_file: options.passphrase_file.as_ref().map(lasting),

@@ -8,7 +8,7 @@
 //! {"op":"lock"}                            {"ok":true}
 //! {"op":"unlock"}                          {"ok":true}
 //! {"op":"roll-back","undo":false}          {"ok":true}
-//! {"op":"unlock","passphrase_file":"..."}  {"ok":true}
+//! {"op":"unlock","slot":2,"passphrase_file":"..."}  {"ok":true}
 //! ```
 
 use std::fs::{DirBuilder, Permissions};
@@ -18,7 +18,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::metrics::ProviderMeter;
 use crate::audit::Asker;
@@ -30,11 +30,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 /// A request carries a configuration at most, which is bounded at a quarter of this.
-const REQUEST_BYTES_MAX: u64 = 1 << 20;
-/// How long a client may take to send a request or to take an answer.
+const REQUEST_BYTES_MAX: usize = 1 << 20;
+/// How long a client may take to send a request, all of it, or to take an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Connections at a time.
-const CLIENTS_MAX: usize = 8;
+/// Connections at a time. Who is one too many is told so, and asks again.
+const CLIENTS_MAX: usize = 32;
+const BUSY: &str = "too many ask at once";
+const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
 /// What the daemon asks of whatever it serves.
 pub trait Served: Send + Sync {
@@ -79,14 +81,33 @@ pub trait VolumeControl: Served {
     /// How many writes came since [`VolumeControl::drain`].
     fn late_writes(&self) -> u64;
     /// Makes everything durable, and wipes keys and whatever they have opened. Serves nobody then,
-    /// on failure either.
+    /// on failure either. Of the inodes in `late` not everything came; their paths and others are
+    /// looked for until `deadline`.
     ///
     /// # Errors
-    /// What was lost, in words.
-    fn lock(&self) -> Result<(), String>;
-    /// Opens the volume again after [`VolumeControl::lock`], if its key is granted. A passphrase is
-    /// read from the file.
-    fn reopen(&self, passphrase_file: Option<&Path>, by: &Asker) -> Answer;
+    /// What was lost.
+    fn lock(&self, late: &[u64], deadline: Instant) -> Result<(), Lost>;
+    /// Opens the volume again after [`VolumeControl::lock`], if its key is granted.
+    fn reopen(&self, how: &Opening, by: &Asker) -> Answer;
+}
+
+/// What was acknowledged and could not be written.
+#[derive(Debug)]
+pub struct Lost {
+    /// Why.
+    pub error: String,
+    /// The files that it may have been of, by path within the volume.
+    pub files: Vec<String>,
+}
+
+/// How a volume is opened again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Opening {
+    /// By this key slot, which is the one that the lease is on from then on; else by the one that
+    /// it is on.
+    pub slot: Option<u32>,
+    /// Where a passphrase is read from.
+    pub passphrase_file: Option<PathBuf>,
 }
 
 /// What a volume counts. It begins again with zeros when it is unlocked.
@@ -128,21 +149,21 @@ pub struct Numbers {
 /// What can be locked by hand.
 pub(super) trait Lockable: Send + Sync {
     /// See `Driver::lock`.
-    fn lock(&self, by: &Asker) -> Result<(), String>;
+    fn lock(self: Arc<Self>, by: &Asker) -> Result<(), String>;
     /// See `Driver::unlock`.
-    fn unlock(&self, passphrase_file: Option<&Path>, by: &Asker) -> Result<(), String>;
+    fn unlock(self: Arc<Self>, how: &Opening, by: &Asker) -> Result<(), String>;
 }
 
-/// What clients may ask for.
+/// What clients may ask for. None is a unit: fields that are not known would be let through.
 #[derive(Deserialize)]
 #[serde(tag = "op", rename_all = "kebab-case", deny_unknown_fields)]
 enum Request {
-    Status,
-    Sync,
-    Unmount,
+    Status {},
+    Sync {},
+    Unmount {},
     ReplaceConfig { config: String },
-    Lock,
-    Unlock { passphrase_file: Option<PathBuf> },
+    Lock {},
+    Unlock { slot: Option<u32>, passphrase_file: Option<PathBuf> },
     RollBack { undo: bool },
 }
 
@@ -206,6 +227,9 @@ fn accept(listener: &UnixListener, handler: &Arc<Handler>) {
         };
         if clients.fetch_add(1, Ordering::Relaxed) >= CLIENTS_MAX {
             clients.fetch_sub(1, Ordering::Relaxed);
+            // It fits into the socket's buffer, or is not waited for.
+            let busy = json!({ "ok": false, "busy": true, "error": BUSY });
+            let _ = stream.set_nonblocking(true).and_then(|()| answer(&stream, &busy));
             continue;
         }
         let (handler, count) = (handler.clone(), clients.clone());
@@ -224,7 +248,6 @@ fn accept(listener: &UnixListener, handler: &Arc<Handler>) {
 }
 
 fn serve(stream: &UnixStream, handler: &Handler) -> io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let peer = getsockopt(stream, PeerCredentials)?;
     if peer.uid() != geteuid().as_raw() && peer.uid() != 0 {
@@ -232,17 +255,55 @@ fn serve(stream: &UnixStream, handler: &Handler) -> io::Result<()> {
         return answer(stream, &refusal("only the user who mounted, and root, may ask"));
     }
     let by = Asker::of_peer(peer.uid(), peer.pid());
-    let mut reader = BufReader::new(stream);
+    let mut requests = Requests { stream, read: Vec::new() };
     loop {
-        let mut line = Vec::new();
-        (&mut reader).take(REQUEST_BYTES_MAX + 1).read_until(b'\n', &mut line)?;
-        if line.is_empty() {
-            return Ok(());
+        match requests.next() {
+            Ok(Some(line)) => answer(stream, &reply(&line, handler, &by))?,
+            Ok(None) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                return answer(stream, &refusal("the request is too long"));
+            }
+            Err(error) => return Err(error),
         }
-        if line.len() as u64 > REQUEST_BYTES_MAX {
-            return answer(stream, &refusal("the request is too long"));
+    }
+}
+
+/// The lines that a client sends, each within its time however slowly it comes.
+struct Requests<'a> {
+    stream: &'a UnixStream,
+    /// What was read and not yet asked for.
+    read: Vec<u8>,
+}
+
+impl Requests<'_> {
+    /// The next one; `None` when the client has said everything.
+    ///
+    /// # Errors
+    /// `InvalidData` if it is too long; `WouldBlock` if it takes too long; those of the socket.
+    fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut part = [0; 16 * 1024];
+        let mut searched = 0;
+        loop {
+            let end = self.read[searched..].iter().position(|byte| *byte == b'\n');
+            if let Some(end) = end.map(|end| searched + end) {
+                return Ok(Some(self.read.drain(..=end).collect()));
+            }
+            searched = self.read.len();
+            if searched > REQUEST_BYTES_MAX {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            self.stream.set_read_timeout(Some(left))?;
+            match (&mut &*self.stream).read(&mut part)? {
+                0 if self.read.is_empty() => return Ok(None),
+                0 => return Ok(Some(std::mem::take(&mut self.read))),
+                count => self.read.extend_from_slice(&part[..count]),
+            }
         }
-        answer(stream, &reply(&line, handler, &by))?;
     }
 }
 
@@ -252,17 +313,17 @@ fn reply(line: &[u8], handler: &Handler, by: &Asker) -> Value {
         Err(error) => return refusal(&format!("the request is not understood: {error}")),
     };
     let result = match (request, &handler.keyed) {
-        (Request::Status, _) => {
+        (Request::Status {}, _) => {
             let status = (handler.status)(handler.served.status_json());
             return json!({ "ok": true, "status": status });
         }
-        (Request::Sync, _) => handler.served.sync(),
-        (Request::Unmount, _) => (handler.unmount)(by),
+        (Request::Sync {}, _) => handler.served.sync(),
+        (Request::Unmount {}, _) => (handler.unmount)(by),
         (Request::RollBack { undo }, _) => handler.served.roll_back(undo),
         (_, None) => Err("what is mounted here has no key of its own".to_owned()),
-        (Request::Lock, Some((_, lease))) => lease.lock(by),
-        (Request::Unlock { passphrase_file }, Some((_, lease))) => {
-            lease.unlock(passphrase_file.as_deref(), by)
+        (Request::Lock {}, Some((_, lease))) => lease.clone().lock(by),
+        (Request::Unlock { slot, passphrase_file }, Some((_, lease))) => {
+            lease.clone().unlock(&Opening { slot, passphrase_file }, by)
         }
         (Request::ReplaceConfig { config }, Some((volume, _))) => {
             volume.replace_config(config.as_bytes(), by)
@@ -285,20 +346,41 @@ fn answer(mut stream: &UnixStream, value: &Value) -> io::Result<()> {
 /// Asks a running daemon and waits for its answer.
 ///
 /// # Errors
-/// `NotFound` or `ConnectionRefused` if no daemon listens at `socket`; `Other` with the daemon's
-/// words if it refuses.
+/// `NotFound` or `ConnectionRefused` if no daemon listens at `socket`; `WouldBlock` if others keep
+/// it too busy; `Other` with the daemon's words if it refuses.
 pub fn ask(socket: &Path, request: &Value, patience: Duration) -> io::Result<Value> {
+    let deadline = Instant::now() + patience.min(PATIENCE + BUSY_PAUSE);
+    loop {
+        let value = ask_once(socket, request, patience)?;
+        if value["ok"] == Value::Bool(true) {
+            return Ok(value);
+        }
+        if value["busy"] != Value::Bool(true) {
+            let reason = value["error"].as_str().unwrap_or("no reason is given");
+            return Err(io::Error::other(reason.to_owned()));
+        }
+        if Instant::now() >= deadline {
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, BUSY));
+        }
+        std::thread::sleep(BUSY_PAUSE);
+    }
+}
+
+fn ask_once(socket: &Path, request: &Value, patience: Duration) -> io::Result<Value> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(patience))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    stream.write_all(format!("{request}\n").as_bytes())?;
+    // Who is one too many is answered before it has asked.
+    let sent = stream.write_all(format!("{request}\n").as_bytes());
     let mut line = String::new();
-    BufReader::new(&stream).take(REQUEST_BYTES_MAX).read_line(&mut line)?;
-    let value: Value = serde_json::from_str(&line).map_err(io::Error::other)?;
-    if value["ok"] == Value::Bool(true) {
-        return Ok(value);
+    let read = BufReader::new(&stream).take(REQUEST_BYTES_MAX as u64).read_line(&mut line);
+    if line.is_empty() {
+        sent?;
+        read?;
+        let gone = "it hung up without an answer";
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, gone));
     }
-    Err(io::Error::other(value["error"].as_str().unwrap_or("no reason is given").to_owned()))
+    serde_json::from_str(&line).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 #[cfg(test)]
@@ -342,22 +424,22 @@ mod tests {
             0
         }
 
-        fn lock(&self) -> Result<(), String> {
+        fn lock(&self, _: &[u64], _: Instant) -> Result<(), Lost> {
             Ok(())
         }
 
-        fn reopen(&self, _: Option<&Path>, _: &Asker) -> Answer {
+        fn reopen(&self, _: &Opening, _: &Asker) -> Answer {
             Answer::Granted
         }
     }
 
     impl Lockable for Fake {
-        fn lock(&self, _: &Asker) -> Result<(), String> {
+        fn lock(self: Arc<Self>, _: &Asker) -> Result<(), String> {
             Ok(())
         }
 
-        fn unlock(&self, passphrase_file: Option<&Path>, _: &Asker) -> Result<(), String> {
-            passphrase_file.map_or(Ok(()), |file| Err(format!("not {}", file.display())))
+        fn unlock(self: Arc<Self>, how: &Opening, _: &Asker) -> Result<(), String> {
+            if *how == Opening::default() { Ok(()) } else { Err(format!("not by {how:?}")) }
         }
     }
 
@@ -388,8 +470,9 @@ mod tests {
         assert_eq!(ask(json!({ "op": "unmount" })).unwrap_err().to_string(), "busy");
         ask(json!({ "op": "lock" })).unwrap();
         ask(json!({ "op": "unlock" })).unwrap();
-        let wrong = ask(json!({ "op": "unlock", "passphrase_file": "/x" })).unwrap_err();
-        assert_eq!(wrong.to_string(), "not /x");
+        let wrong = ask(json!({ "op": "unlock", "slot": 2, "passphrase_file": "/x" })).unwrap_err();
+        let expected = r#"not by Opening { slot: Some(2), passphrase_file: Some("/x") }"#;
+        assert_eq!(wrong.to_string(), expected);
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         drop(server);
         assert!(!path.exists());
@@ -407,14 +490,62 @@ mod tests {
         }
     }
 
+    /// Clients that say nothing, too little, or no end of a line, and more of them than are served:
+    /// whoever asks in order is answered once they have had their time, and is told why not before.
+    #[test]
+    fn floods() {
+        let directory = tempfile::tempdir().unwrap();
+        let (_server, path) = server(directory.path(), true);
+        let begun = Instant::now();
+        let mut flood: Vec<UnixStream> = (0..CLIENTS_MAX * 3)
+            .filter_map(|n| {
+                let mut stream = UnixStream::connect(&path).ok()?;
+                let _ = stream.write_all([&b""[..], b"{", b"{\"op\":\"status\"}"][n % 3]);
+                Some(stream)
+            })
+            .collect();
+        let status = json!({ "op": "status" });
+        let busy = super::ask(&path, &status, Duration::from_millis(1500)).unwrap_err();
+        assert_eq!((busy.kind(), &*busy.to_string()), (io::ErrorKind::WouldBlock, BUSY));
+        // A byte now and then buys nobody more time.
+        while begun.elapsed() < PATIENCE - Duration::from_secs(1) {
+            flood.iter_mut().for_each(|stream| drop(stream.write(b" ")));
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        super::ask(&path, &status, PATIENCE).expect("the flood had its time");
+        assert!(begun.elapsed() < PATIENCE * 2, "{:?}", begun.elapsed());
+        drop(flood);
+        (0..200).for_each(|_| drop(UnixStream::connect(&path)));
+        super::ask(&path, &status, PATIENCE).expect("those who hung up are gone");
+    }
+
+    /// A line without an end is not collected for ever.
+    #[test]
+    fn an_endless_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let (_server, path) = server(directory.path(), true);
+        let mut stream = UnixStream::connect(&path).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        let part = [b'x'; 64 * 1024];
+        let mut sent = 0;
+        while sent < 64 << 20 {
+            match stream.write(&part) {
+                Ok(count) => sent += count,
+                Err(_) => break,
+            }
+        }
+        assert!(sent < 8 * REQUEST_BYTES_MAX, "it took {sent} bytes");
+        super::ask(&path, &json!({ "op": "status" }), PATIENCE).unwrap();
+    }
+
     /// Malformed, unknown and oversized requests are refused with a reason, and the server goes on.
     #[test]
     fn refuses_what_it_does_not_understand() {
         let directory = tempfile::tempdir().unwrap();
         let (_server, path) = server(directory.path(), true);
-        let long = "x".repeat(REQUEST_BYTES_MAX as usize + 1);
+        let long = "x".repeat(REQUEST_BYTES_MAX + 1);
         let cases =
-            ["", "{}", "[1", "{\"op\":\"x\"}", "{\"op\":\"sync\",\"more\":1}", "\u{0}", &long];
+            ["", "{}", "[1", "{\"op\":\"x\"}", "{\"op\":\"lock\",\"more\":1}", "\u{0}", &long];
         for case in cases {
             let mut stream = UnixStream::connect(&path).unwrap();
             // The server may hang up before it has read all of a request that is too long.

@@ -26,7 +26,7 @@ use crate::sys::process::{self, Side, Signals};
 
 pub use crate::fuse::{AllowOther, Caches, IoUring, MountError, NoRings, Options};
 pub use crate::lease::{Answer, OnOutage, Policy};
-pub use control::{Numbers, Served, VolumeControl, VolumeNumbers, ask};
+pub use control::{Lost, Numbers, Opening, Served, VolumeControl, VolumeNumbers, ask};
 use lease::Driver;
 
 /// What a [`Companion`] is told of.

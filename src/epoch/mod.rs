@@ -41,7 +41,7 @@ use log::Log;
 use nodes::NodeStore;
 use overlay::Overlay;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{ControlFlow, Deref};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -404,6 +404,12 @@ impl Epochs {
         })?;
         changed.for_each(|(key, value)| value.iter().for_each(|value| visit(&key, value)));
         Ok(())
+    }
+
+    /// The records of a table that were changed since the last durable epoch: `None` is one that
+    /// was removed.
+    pub fn changed(&self, table: Table) -> BTreeMap<Key, Value> {
+        self.overlay.of_table(table as u8)
     }
 
     /// What was noted with the changes that opening replayed, in order.

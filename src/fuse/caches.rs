@@ -16,26 +16,25 @@ pub struct Caches {
 
 impl Caches {
     /// Has the kernel write back what is dirty, in large requests, until `deadline`; what is left
-    /// then is left to [`Caches::drop_all`].
-    pub fn write_back(&self, deadline: Instant) {
+    /// then is left to [`Caches::drop_all`]. Returns the inodes of which something could not be
+    /// written; whoever has one open is told, too.
+    pub fn write_back(&self, deadline: Instant) -> Vec<Ino> {
         let kernel = &self.shared.kernel;
-        for ino in self.shared.writers.all() {
-            if Instant::now() >= deadline {
-                return;
-            }
-            // One that cannot be written will say so to whoever has it open.
-            let _ = kernel.write_back(ino, 0);
-        }
+        let writers = self.shared.writers.all().into_iter();
+        let in_time = writers.take_while(|_| Instant::now() < deadline);
+        in_time.filter(|ino| kernel.loses(*ino)).collect()
     }
 
     /// Drops all pages, attributes and the right to use names without asking, of every inode that
-    /// the kernel holds; what is dirty is written back first. Returns how many inodes there are.
+    /// the kernel holds; what is dirty is written back first. Then what was last read goes from
+    /// memory here. Returns how many inodes there are.
     pub fn drop_all(&self) -> usize {
         let kernel = &self.shared.kernel;
         let mut known: Vec<Ino> = self.shared.lookups.all();
         // The root is held without having been looked up.
         known.push(ROOT);
         known.iter().for_each(|ino| kernel.drop_inode(*ino));
+        self.shared.replies.wipe();
         known.len()
     }
 
@@ -49,6 +48,11 @@ impl Caches {
     /// Drops the pages and attributes of one inode, and the list of a directory.
     pub fn drop_inode(&self, ino: Ino) {
         self.shared.kernel.drop_inode(ino);
+    }
+
+    /// The inodes that somebody has open for writing.
+    pub fn writers(&self) -> Vec<Ino> {
+        self.shared.writers.all()
     }
 
     /// The inodes that the kernel holds.

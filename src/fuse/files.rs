@@ -4,8 +4,8 @@ use super::wire::abi::FOPEN_KEEP_CACHE;
 use super::wire::request::{Copy, Create};
 use super::wire::{Body, Header, Reply, reply};
 use super::{
-    Adapter, BUFFER, Errno, Operation, REQUEST_BYTES, Shared, TTL, attempt, caller, flags, guarded,
-    meter, reply_empty,
+    Adapter, Errno, Operation, REQUEST_BYTES, Shared, TTL, attempt, caller, flags, guarded, meter,
+    reply_empty,
 };
 use crate::fs::{Attr, Error, Ino};
 
@@ -96,7 +96,7 @@ impl Adapter {
         if self.tree().read_is_long(ino, offset) {
             return self.read_on_worker(ino, offset, size, reply);
         }
-        BUFFER.with_borrow_mut(|buffer| {
+        self.shared.replies.with_own(|buffer| {
             let read = || self.tree().read(ino, offset, size, buffer);
             match attempt(Operation::Read, ino, read) {
                 Ok(()) => {

@@ -15,6 +15,7 @@ mod inodes;
 mod loops;
 mod meter;
 mod names;
+mod replies;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -22,7 +23,6 @@ mod wire;
 mod workers;
 mod writeback;
 
-use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +30,7 @@ use std::time::Duration;
 use crate::fs::{Attr, Caller, Error, Ino, Tree};
 use counts::Counts;
 use errno::{Errno, report};
+use replies::Replies;
 use wire::request::Dialect;
 use wire::{Entry, Header, Reply, reply};
 use workers::Workers;
@@ -54,11 +55,6 @@ const NAME_BYTES_MAX: u32 = 255;
 /// Block size that [`crate::fs::StatFs`] counts in.
 const BLOCK_BYTES: u32 = 4096;
 
-thread_local! {
-    /// What READ and READDIR replies are built in; kept from request to request by each event loop.
-    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
 /// What the kernel talks to: a [`Tree`] behind the FUSE protocol.
 struct Adapter {
     shared: Arc<Shared>,
@@ -78,6 +74,7 @@ struct Shared {
     /// back when a file is closed and before it releases the last handle (`fuse_flush`,
     /// `fuse_release` in fs/fuse/file.c).
     writers: Counts,
+    replies: Replies,
     /// The way to the kernel's caches.
     kernel: Writeback,
     /// Whether reading sets access times: neither `noatime` nor read-only.
@@ -96,8 +93,8 @@ impl Adapter {
     ) -> Self {
         let access_times = options.atime && !options.read_only;
         let (lookups, writers) = (Counts::new(), Counts::new());
-        let is_image = tree.is_image();
-        let shared = Shared { tree, lookups, writers, kernel, access_times, is_image };
+        let (replies, is_image) = (Replies::default(), tree.is_image());
+        let shared = Shared { tree, lookups, writers, replies, kernel, access_times, is_image };
         Self { shared: Arc::new(shared), workers: Workers::new(), may_wait, dialect }
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::wire::reply::{Listing, Name};
 use super::wire::{Body, Entry, Header, Reply, reply};
-use super::{Adapter, BUFFER, Operation, REQUEST_BYTES, attempt, attr, caller, flags, reply_empty};
+use super::{Adapter, Operation, REQUEST_BYTES, attempt, attr, caller, flags, reply_empty};
 use crate::fs::{DirEntry, Error, Ino, Kind};
 
 impl Adapter {
@@ -82,7 +82,7 @@ impl Adapter {
 
     pub(super) fn readdir(&self, ino: Ino, offset: u64, size: u32, reply: Reply) {
         self.accessed(ino, 0);
-        BUFFER.with_borrow_mut(|buffer| {
+        self.shared.replies.with_own(|buffer| {
             let mut list = Listing::new(buffer, size.min(REQUEST_BYTES) as usize);
             let fill =
                 || self.tree().readdir(ino, offset, false, &mut |entry| list.push(&name_of(entry)));
@@ -95,7 +95,7 @@ impl Adapter {
         self.accessed(ino, 0);
         let mut left_over = None;
         let ttl = self.names_ttl(ino);
-        BUFFER.with_borrow_mut(|buffer| {
+        self.shared.replies.with_own(|buffer| {
             let mut list = Listing::new(buffer, size.min(REQUEST_BYTES) as usize);
             let fill = || {
                 self.tree().readdir(ino, offset, true, &mut |entry| {

@@ -27,13 +27,22 @@ impl Writeback {
     /// # Errors
     /// [`Error::Io`] if the kernel cannot be made to: no answer is better than a wrong one.
     pub(super) fn write_back(&self, ino: Ino, offset: u64) -> Result<(), Error> {
-        if self.through_mount(ino, offset).is_ok() {
+        if let Ok(Ok(())) = self.through_mount(ino, offset) {
             return Ok(());
         }
         self.by_notification(ino, offset).map_err(|source| Error::Io {
             what: "the kernel does not write dirty pages back".to_owned(),
             source: Some(Box::new(source)),
         })
+    }
+
+    /// As [`Writeback::write_back`], of all of `ino`; says whether something could not be written.
+    /// The kernel tries that once only.
+    pub(super) fn loses(&self, ino: Ino) -> bool {
+        match self.through_mount(ino, 0) {
+            Ok(written) => written.is_err(),
+            Err(_) => self.by_notification(ino, 0).is_err(),
+        }
     }
 
     /// Makes the kernel ask for the attributes of `ino` when they are wanted next. Its pages stay.
@@ -60,10 +69,11 @@ impl Writeback {
 
     /// The kind road, for root: the pages are written in large requests and stay cached. The
     /// descriptors live for the call only, for they make the mount busy.
-    fn through_mount(&self, ino: Ino, offset: u64) -> std::io::Result<()> {
+    /// The outer error says that there is no such road.
+    fn through_mount(&self, ino: Ino, offset: u64) -> std::io::Result<std::io::Result<()>> {
         let root = mount::open_root(&self.mountpoint, self.device)?;
         let file = file_handle::open_inode(root.as_fd(), ino)?;
-        file_handle::write_back(&file, offset, 0)
+        Ok(file_handle::write_back(&file, offset, 0))
     }
 
     /// The road for everybody: `invalidate_inode_pages2_range` writes page by page, and drops them.

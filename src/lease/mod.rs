@@ -19,7 +19,8 @@ mod tests;
 
 use std::time::Duration;
 
-/// Shortest time between the two denials that lock, and before the first try after an outage.
+/// Shortest time between the two denials that lock, before the first try after an outage, and for
+/// an answer.
 const CONFIRM: Duration = Duration::from_secs(5);
 /// A volume that is locked again within this time after it was unlocked by itself stays locked
 /// longer each time, so that a provider that flaps does not drain and reopen it all day.
@@ -176,6 +177,18 @@ impl Lease {
                 Some(self.grace_ends().map_or(self.next_check, |end| self.next_check.min(end)))
             }
             State::Unlocked | State::Locked(_) => Some(self.next_check),
+        }
+    }
+
+    /// Until when to wait for the answer to a check that began at `began`. None that came by then
+    /// is an outage whose grace is over. `None`: for as long as it takes.
+    pub fn answer_due(&self, began: Duration) -> Option<Duration> {
+        let locks = self.policy.on_outage == OnOutage::Lock;
+        match self.state {
+            State::Unlocked | State::Degraded if locks => {
+                Some((self.last_good + self.policy.grace).max(began + CONFIRM))
+            }
+            _ => None,
         }
     }
 

@@ -91,6 +91,52 @@ fn without_a_grace_the_first_outage_locks_and_with_serve_none_does() {
     assert_eq!(action, Some(Action::Drain(Reason::Revoked)), "a denial locks all the same");
 }
 
+/// A service that takes a question and says nothing does not keep a volume open longer than one
+/// that says no word at all: the end of the grace ends the waiting, too.
+#[test]
+fn an_answer_that_does_not_come_is_an_outage() {
+    let policy = Policy { grace: s(90), ..Policy::default() };
+    let mut lease = Lease::new(policy, s(0), 0.5);
+    assert_eq!(lease.answer_due(s(60)), Some(s(90)));
+    assert_eq!(lease.answer_due(s(88)), Some(s(93)), "it has time to answer");
+    assert_eq!(lease.answered(s(90), 0.5, outage()), Some(Action::Drain(Reason::Outage)));
+    assert_eq!(lease.answer_due(s(60)), None, "nobody is served");
+    lease.drained(s(91));
+    assert_eq!(lease.answer_due(s(60)), None);
+    assert_eq!(lease.answered(s(60), 0.5, Answer::Granted), None, "an answer from before");
+    assert_eq!(lease.next_check(), Some(s(91)), "so it asks again, at once");
+    let serve = Policy { on_outage: OnOutage::Serve, ..policy };
+    assert_eq!(Lease::new(serve, s(0), 0.5).answer_due(s(60)), None);
+}
+
+/// A provider that gives and takes the key every second for an hour: the volume is locked and
+/// opened a few times and not hundreds.
+#[test]
+fn flapping_every_second() {
+    for period in 1..=12 {
+        let policy = Policy { check: s(1), ..Policy::default() };
+        let mut lease = Lease::new(policy, s(0), 0.5);
+        let (mut drained, mut now) = (0, s(0));
+        while now < s(3600) {
+            now += Duration::from_millis(100);
+            if lease.next_check().is_none_or(|next| now < next) {
+                continue;
+            }
+            let given = (now.as_secs() / period) % 2 == 0;
+            let answer = if given { Answer::Granted } else { denied() };
+            match lease.answered(now, 0.5, answer) {
+                Some(Action::Drain(_)) => {
+                    drained += 1;
+                    lease.drained(now);
+                }
+                Some(Action::Reopen) => lease.unlocked(now, 0.5),
+                None => {}
+            }
+        }
+        assert!(drained <= 13, "period {period}: locked {drained} times in an hour");
+    }
+}
+
 /// What was locked by hand is unlocked by hand only, whatever it was before.
 #[test]
 fn by_hand() {

@@ -8,6 +8,7 @@ pub mod file_handle;
 pub mod files;
 pub mod fuse;
 pub mod gcm;
+pub mod heap;
 pub mod inflate;
 pub mod memory;
 pub mod mount;

@@ -14,6 +14,7 @@ mod records;
 pub mod repair;
 mod resize;
 mod scan;
+mod unsaved;
 
 pub use crate::epoch::{
     Backlog, CacheCounts, CommitOptions, OpenError, OpenOptions, OpenReport, log_bytes_for,

@@ -11,6 +11,8 @@
 mod alone;
 mod certificates;
 mod contract;
+#[path = "../common/memory.rs"]
+mod memory_of;
 mod mounted;
 mod network;
 mod peer;

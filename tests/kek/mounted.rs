@@ -6,10 +6,14 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use atrest::key::ProviderOptions;
+use atrest::format::config::UnverifiedConfig;
+use atrest::key::{Binding, ProviderOptions, provider_from_uri};
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 
 use crate::alone::logs;
 use crate::contract::Gate;
+use crate::memory_of::{Needle, daemon_of, found};
 use crate::peer::Peer;
 
 /// Exit codes of the registry (`cli::exit`).
@@ -36,6 +40,10 @@ struct Place {
     number: usize,
     volume: PathBuf,
     mountpoint: PathBuf,
+}
+
+fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
 }
 
 impl Drop for Place {
@@ -86,7 +94,17 @@ fn taken_away(peer: &dyn Peer, host: &Host, place: &Place) {
     let Some((take, give)) = peer.row().taking() else { return };
     host.succeeds(place, "mount", &[]);
     let file = place.mountpoint.join("file");
+    let needles = volume_keys(peer, place);
+    let daemon = daemon_of(&place.volume);
+    let looks = |when: &str| {
+        let found = if is_root() { found(daemon, &needles) } else { Vec::new() };
+        println!("{when}: the volume key is in {} places of the daemon's memory", found.len());
+        found
+    };
+    assert!(!looks("mounted").is_empty() || !is_root(), "the key is not found while in use");
     host.succeeds(place, "lock", &[]);
+    let left = looks("locked");
+    assert!(left.is_empty(), "after the lockdown: {left:#?}");
     peer.act(take);
     assert_eq!(host.run(place, "unlock", &[]), STILL_LOCKED);
     assert!(std::fs::read(&file).is_err(), "it is served without its key");
@@ -100,6 +118,25 @@ fn taken_away(peer: &dyn Peer, host: &Host, place: &Place) {
     peer.act(give);
     host.succeeds(place, "mount", &[]);
     host.succeeds(place, "umount", &[]);
+}
+
+/// The volume key, in every form in which a provider may have had it.
+fn volume_keys(peer: &dyn Peer, place: &Place) -> Vec<Needle> {
+    let bytes = std::fs::read(place.volume.join("atrest.json")).expect("a volume");
+    let unverified = UnverifiedConfig::decode(&bytes).expect("well-formed");
+    let claims = unverified.claims();
+    let slot = &claims.slots[0];
+    let provider = provider_from_uri(&slot.provider, &peer.options()).expect("it is allowed");
+    let binding = Binding { volume_id: claims.volume_id };
+    let key = provider.unwrap(&binding, &slot.kek, &slot.wrapped[0].1).expect("it is granted");
+    let hex: String = key.expose().iter().map(|byte| format!("{byte:02x}")).collect();
+    // Without the last characters, which are others where padding or more bytes follow.
+    let base64 = STANDARD_NO_PAD.encode(key.expose())[..40].to_owned();
+    let url = URL_SAFE_NO_PAD.encode(key.expose())[..40].to_owned();
+    let mut needles = vec![Needle { name: "the volume key", bytes: key.expose().to_vec() }];
+    let texts = [("hexadecimal", hex), ("Base64", base64), ("Base64 for URLs", url)];
+    needles.extend(texts.map(|(name, text)| Needle { name, bytes: text.into_bytes() }));
+    needles
 }
 
 impl Place {

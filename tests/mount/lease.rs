@@ -1,8 +1,10 @@
 //! Locking and unlocking a mount, by hand and by its key.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::io::Read as _;
+use std::os::unix::fs::{FileExt, PermissionsExt as _};
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -120,6 +122,54 @@ fn locked_by_its_key() {
     assert_all(&mounted, &open, &nameless, 0);
 }
 
+/// Locked and unlocked again, while everybody is at it.
+const CYCLES: u32 = 100;
+/// Reads through a mapping that is made once; each child ends with SIGBUS when the mount is locked.
+/// Says `.` for a child that did, and ends when its input does.
+const MAPPING_READER: &str = "
+import mmap, os, select, signal, sys
+file = os.open(sys.argv[1], os.O_RDONLY)
+mapping = mmap.mmap(file, 0, mmap.MAP_SHARED, mmap.PROT_READ)
+os.write(1, b'ready')
+while not select.select([0], [], [], 0)[0]:
+    child = os.fork()
+    while child == 0:
+        if any(mapping[at] != 3 for at in range(0, len(mapping), 4096)):
+            os._exit(1)
+        if select.select([0], [], [], 0)[0]:
+            os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGBUS:
+        os.write(1, b'.')
+    elif status:
+        sys.exit(f'a reader ended with {status}')
+";
+
+struct MappingReader(Child);
+
+impl MappingReader {
+    /// Returns when it has mapped the file.
+    fn start(file: &Path) -> Self {
+        let mut reader = Command::new("python3")
+            .args(["-c", MAPPING_READER])
+            .arg(file)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3 runs");
+        reader.stdout.as_mut().unwrap().read_exact(&mut [0; 5]).expect("it is ready");
+        Self(reader)
+    }
+
+    /// How often it was refused.
+    fn stop(mut self) -> usize {
+        drop(self.0.stdin.take());
+        let ended = self.0.wait_with_output().unwrap();
+        assert!(ended.status.success(), "{ended:?}");
+        ended.stdout.len()
+    }
+}
+
 /// Readers, writers, mappings and listings that never pause neither keep a mount from being locked
 /// nor lose anything by it: what was written and answered is there.
 #[test]
@@ -132,6 +182,7 @@ fn locked_while_busy() {
     (0..200).for_each(|n| fs::write(mounted.join(format!("many/{n}")), [1; 100]).unwrap());
     fs::write(mounted.join("large"), vec![3; 8 << 20]).unwrap();
     let (stop, answered) = (AtomicBool::new(false), AtomicU64::new(0));
+    let mapping = MappingReader::start(&mounted.join("large"));
     std::thread::scope(|scope| {
         let busy = |work: Box<dyn Fn() + Send>| {
             let stop = &stop;
@@ -166,19 +217,21 @@ fn locked_while_busy() {
                 }
             }
         });
-        for _ in 0..20 {
-            std::thread::sleep(Duration::from_millis(50));
+        for cycle in 0..CYCLES {
+            std::thread::sleep(Duration::from_millis(u64::from(cycle % 40)));
             let begun = Instant::now();
             assert_eq!(command(&mounted, "lock"), 0, "{}", mounted.log_text());
             assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
             let before = answered.load(Ordering::Relaxed);
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(5));
             assert!(answered.load(Ordering::Relaxed) <= before + 1, "it writes while locked");
             assert_eq!(errno(fs::read(mounted.join("large"))), libc::ENOKEY);
             assert_eq!(command(&mounted, "unlock"), 0, "{}", mounted.log_text());
         }
         stop.store(true, Ordering::Relaxed);
     });
+    let refused = mapping.stop();
+    assert!(refused >= 10, "the mapping was refused {refused} times");
     let last = answered.load(Ordering::Relaxed);
     assert!(last > 20, "only {last} writes");
     let mut page = vec![0; 4096];
@@ -186,4 +239,87 @@ fn locked_while_busy() {
     counter.read_exact_at(&mut page, last % 500 * 4096).unwrap();
     assert_eq!(page, vec![last as u8; 4096]);
     assert!(!mounted.log_text().contains("error"), "{}", mounted.log_text());
+}
+
+/// By hand another key slot may open a volume: one that is there, and with its passphrase. A slot
+/// or a passphrase that is wrong changes nothing, and is said.
+#[test]
+fn unlocked_by_another_slot() {
+    let mounted = Mounted::new();
+    if !mounted.is_atrest() {
+        return;
+    }
+    let file = |name: &str, text: &str| {
+        let path = mounted.volume().with_file_name(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        path
+    };
+    let (right, wrong) = (file("right", "correct horse\n"), file("wrong", "battery staple\n"));
+    let run = |arguments: &[&str], files: &[(&str, &Path)]| {
+        let mut command = mounted.command();
+        command.args(arguments);
+        for (option, file) in files {
+            command.arg(option).arg(file);
+        }
+        command.status().unwrap().code().unwrap()
+    };
+    let volume = mounted.volume();
+    let added = ["key", "add", volume.to_str().unwrap(), "--kek", "passphrase:"];
+    assert_eq!(run(&added, &[("--new-passphrase-file", &right)]), 0, "{}", mounted.log_text());
+    fs::write(mounted.join("file"), "words").unwrap();
+    assert_eq!(command(&mounted, "lock"), 0);
+    let place = mounted.path().to_str().unwrap();
+    let by_slot = |slot: &str, passphrase: Option<&Path>| {
+        let files = passphrase.map(|file| ("--passphrase-file", file));
+        run(&["unlock", place, "--slot", slot], files.as_slice())
+    };
+    for (slot, passphrase, said) in [
+        ("9", None, "the volume has no key slot 9"),
+        ("2", Some(&*wrong), "this key or passphrase did not wrap the volume key"),
+        ("2", None, "slot 2: passphrase:: "),
+    ] {
+        assert_eq!(by_slot(slot, passphrase), 54);
+        let log = mounted.log_text();
+        assert!(log.contains(said), "{said:?} is not said: {log}");
+        assert_eq!(errno(fs::read(mounted.join("file"))), libc::ENOKEY);
+    }
+    assert_eq!(by_slot("2", Some(&right)), 0, "{}", mounted.log_text());
+    assert_eq!(fs::read(mounted.join("file")).unwrap(), b"words");
+    assert_eq!(run(&["status", place], &[]), 0);
+    let log = mounted.log_text();
+    let in_use = log.lines().find(|line| line.starts_with("key_in_use: "));
+    assert!(in_use.is_some_and(|line| line.ends_with(", slot 2")), "{log}");
+    // The lease is on that slot: its own key may go.
+    assert_eq!(command(&mounted, "lock"), 0);
+    assert_eq!(command(&mounted, "unlock"), 54, "the daemon does not keep passphrases");
+    assert_eq!(by_slot("1", None), 0);
+}
+
+/// Who locks and who unmounts at the same time do not get into each other's way: what was written
+/// is there.
+#[test]
+fn locked_while_it_is_unmounted() {
+    let mounted = Mounted::new();
+    if !mounted.is_atrest() {
+        return;
+    }
+    for round in 0..10_u32 {
+        fs::write(mounted.join(format!("file-{round}")), vec![5; 200_000]).unwrap();
+        let spawn = |name: &str| mounted.command().arg(name).arg(mounted.path()).spawn().unwrap();
+        let mut lock = spawn("lock");
+        std::thread::sleep(Duration::from_millis(u64::from(round) * 7));
+        let mut umount = spawn("umount");
+        let (lock, umount) = (lock.wait().unwrap(), umount.wait().unwrap());
+        assert!(umount.success(), "round {round}: {umount}, {lock}: {}", mounted.log_text());
+        // Nobody to ask, an answer that the end cut off, or a refusal.
+        assert!([0, 50, 52, 53].contains(&lock.code().unwrap()), "round {round}: {lock}");
+        mounted.mount_again();
+        for before in 0..=round {
+            let content = fs::read(mounted.join(format!("file-{before}"))).unwrap();
+            assert!(content == vec![5; 200_000], "round {round}: file {before}");
+        }
+    }
+    let log = mounted.log_text();
+    assert!(!log.contains("defect") && !log.contains(" error "), "{log}");
 }

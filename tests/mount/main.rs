@@ -4,6 +4,8 @@
 //! With `ATREST_TEST_DIRECTORY` set, the tests run in that directory instead and remounts are left
 //! out: on a plain directory this tells a wrong test from a wrong filesystem.
 
+#[path = "../common/memory.rs"]
+mod memory_of;
 mod mounted;
 
 mod access;
@@ -15,11 +17,14 @@ mod holes;
 mod lease;
 mod links;
 mod locks;
+mod lost;
+mod memory;
 mod metadata;
 mod nameless;
 mod names;
 mod readonly;
 mod rename;
+mod service;
 mod shared;
 mod sizes;
 mod xattr;

@@ -64,6 +64,22 @@ impl Mounted {
         }
     }
 
+    /// Unmounts; [`Mounted::mount_again`] mounts.
+    pub fn unmount(&self) {
+        self.atrest(&["umount".as_ref(), self.mount.as_os_str()]);
+    }
+
+    /// `atrest mount` in the foreground, with something in its environment; not waited for.
+    pub fn foreground(&self, variable: (&str, &std::ffi::OsStr)) -> std::process::Child {
+        let (volume, log) = (self.volume(), self.log());
+        self.command()
+            .args(["mount", "--foreground", "--log"])
+            .args([&log, &volume, &self.mount])
+            .env(variable.0, variable.1)
+            .spawn()
+            .expect("atrest runs")
+    }
+
     /// Mounts what was unmounted in another way than by [`Mounted::remount`], once its daemon has
     /// ended.
     pub fn mount_again(&self) {
@@ -120,18 +136,22 @@ impl Mounted {
     }
 
     fn run(&self, arguments: &[&std::ffi::OsStr]) -> std::process::ExitStatus {
+        self.command().args(arguments).status().expect("atrest runs")
+    }
+
+    /// `atrest`, which says what it does into the log.
+    pub fn command(&self) -> Command {
         // Not captured: a daemon that inherited a pipe would keep it open.
         let log = self.log();
         let open = || std::fs::File::options().create(true).append(true).open(&log);
-        Command::new(env!("CARGO_BIN_EXE_atrest"))
-            .args(arguments)
+        let mut command = Command::new(env!("CARGO_BIN_EXE_atrest"));
+        command
             .env("ATREST_KEYSTORE", self.scratch.path().join("keys"))
             .env("ATREST_STATE", self.scratch.path().join("state"))
             .stdin(Stdio::null())
             .stdout(open().expect("a log"))
-            .stderr(open().expect("a log"))
-            .status()
-            .expect("atrest runs")
+            .stderr(open().expect("a log"));
+        command
     }
 }
 

@@ -10,7 +10,7 @@ use text::{Code, named_after};
 
 /// Which module of the crate may name which others. Down, never up, never sideways.
 const LAYERS: &[(&str, &[&str])] = &[
-    ("main", &["cli"]),
+    ("main", &["cli", "sys"]),
     ("lib", &[]),
     ("manual", &[]),
     ("defect", &[]),

@@ -5,6 +5,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use serde_json::{Map, Value};
@@ -18,7 +19,7 @@ use crate::cli::exit::Exit;
 use crate::cli::hint::{Failure, chain};
 use crate::cli::{audit, init, keys, open, place};
 use crate::crypto::{Cipher, Secret, random, wrap};
-use crate::daemon::{Answer, Keyed, Numbers, Policy, Served, VolumeControl};
+use crate::daemon::{Answer, Keyed, Lost, Numbers, Opening, Policy, Served, VolumeControl};
 use crate::format::VolumeId;
 use crate::format::config::{Algorithm, KekReference};
 use crate::fs::Tree;
@@ -246,12 +247,12 @@ impl VolumeControl for WithState {
         self.control.late_writes()
     }
 
-    fn lock(&self) -> Result<(), String> {
-        self.control.lock()
+    fn lock(&self, late: &[u64], deadline: Instant) -> Result<(), Lost> {
+        self.control.lock(late, deadline)
     }
 
-    fn reopen(&self, passphrase_file: Option<&Path>, by: &Asker) -> Answer {
-        self.control.reopen(passphrase_file, by)
+    fn reopen(&self, how: &Opening, by: &Asker) -> Answer {
+        self.control.reopen(how, by)
     }
 }
 

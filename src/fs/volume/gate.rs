@@ -5,10 +5,11 @@
 //! write-back is taken: what was acknowledged is to become durable. When locked there is no tree,
 //! and no key in memory; what the kernel closes and forgets meanwhile is remembered.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use super::handle::Handles;
 use super::{VolumeTree, recover_except};
@@ -50,6 +51,8 @@ pub struct GatedTree {
     handles: Arc<Handles>,
     /// Writes that came while draining.
     late_writes: AtomicU64,
+    /// Of what could not be written then.
+    unwritten: Mutex<BTreeSet<Ino>>,
 }
 
 impl GatedTree {
@@ -57,7 +60,12 @@ impl GatedTree {
     pub fn new(volume: Arc<Volume>) -> Self {
         let tree = VolumeTree::new(volume).discard_when_forgotten();
         let handles = tree.handles.clone();
-        Self { phase: RwLock::new(Phase::Serving(tree)), handles, late_writes: AtomicU64::new(0) }
+        Self {
+            phase: RwLock::new(Phase::Serving(tree)),
+            handles,
+            late_writes: AtomicU64::new(0),
+            unwritten: Mutex::default(),
+        }
     }
 
     /// Refuses callers from now on. Returns when nobody is served any more.
@@ -72,6 +80,11 @@ impl GatedTree {
     /// How many writes came while draining; one that still comes may be followed by more.
     pub fn late_writes(&self) -> u64 {
         self.late_writes.load(Ordering::Relaxed)
+    }
+
+    /// The files of which a write failed that came while draining.
+    pub fn unwritten(&self) -> BTreeSet<Ino> {
+        self.unwritten.lock().clone()
     }
 
     /// Lets go of the volume. Call it when what came while draining is durable.
@@ -89,6 +102,7 @@ impl GatedTree {
             Err(error) => log::error!("deleted files are still there: {error}"),
         }
         let tree = VolumeTree::resume(volume, self.handles.clone());
+        self.unwritten.lock().clear();
         *self.phase.write() = Phase::Serving(tree);
     }
 
@@ -244,7 +258,11 @@ impl Tree for GatedTree {
     }
 
     fn write(&self, ino: Ino, offset: u64, data: &[u8], kill_suid: bool) -> Result<(), Error> {
-        self.finish(|tree| tree.write(ino, offset, data, kill_suid))
+        let written = self.finish(|tree| tree.write(ino, offset, data, kill_suid));
+        if written.is_err() && matches!(*self.phase.read(), Phase::Draining(..)) {
+            self.unwritten.lock().insert(ino);
+        }
+        written
     }
 
     fn copy_range(
