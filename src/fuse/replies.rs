@@ -1,5 +1,5 @@
-//! Buffers that replies to READ and READDIR are built in: one for each event loop, kept from request
-//! to request, and wiped when nobody is to be served any more.
+//! Buffers that replies to READ and READDIR are built in: one for each event loop, kept from
+//! request to request, and wiped when nobody is to be served any more.
 
 use std::cell::OnceCell;
 use std::sync::Arc;

@@ -160,6 +160,8 @@ fn kind(record: &Central, is_directory: bool) -> Result<u32, &'static str> {
         UNIX | MACOS => (record.attributes >> 16) & libc::S_IFMT,
         _ => 0,
     };
+    // All ones, which some jars have: not known.
+    let written = if written == libc::S_IFMT { 0 } else { written };
     match (written, is_directory) {
         // Some makers of jars give directories the mode of a file; the slash decides, as for unzip.
         (0 | libc::S_IFDIR | libc::S_IFREG, true) => Ok(libc::S_IFDIR),

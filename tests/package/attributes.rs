@@ -47,6 +47,9 @@ fn modes() {
     assert_eq!(mode(with(3, 0o755 << 16)), 0o755, "a mode without a type");
     assert_eq!(mode(with(3, 0)), 0o644);
     assert_eq!(mode(with(0, 0o100600 << 16)), 0o644, "DOS has no modes");
+    assert_eq!(mode(with(3, 0o177777 << 16)), 0o644, "all ones are no mode");
+    let unknown = Member { host: 3, attributes: 0o177777 << 16 | 16, ..directory("d/") };
+    assert_eq!(mode(unknown), 0o755, "nor of a directory");
     assert_eq!(mode(with(10, 1)), 0o444);
     assert_eq!(mode(Member { host: 0, attributes: 16, ..directory("d/") }), 0o755);
     assert_eq!(mode(Member { attributes: 0o040700 << 16, ..directory("d/") }), 0o700);
