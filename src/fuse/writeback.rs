@@ -41,7 +41,11 @@ impl Writeback {
     pub(super) fn loses(&self, ino: Ino) -> bool {
         match self.through_mount(ino, 0) {
             Ok(written) => written.is_err(),
-            Err(_) => self.by_notification(ino, 0).is_err(),
+            // Of an inode that the kernel does not know yet, or any more, nothing is dirty. It may
+            // be counted here already: that is done before a CREATE is answered.
+            Err(_) => self
+                .by_notification(ino, 0)
+                .is_err_and(|error| error.raw_os_error() != Some(libc::ENOENT)),
         }
     }
 
