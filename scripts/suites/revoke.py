@@ -32,7 +32,7 @@ RESOURCE = "https://vault.azure.net"
 # After the check that saw the key gone.
 SERVED_SECONDS_MAX = 2
 LOCK_SECONDS_MAX = 1
-GRACE = 4
+GRACE = 10
 # While it is locked, everybody tries for so long.
 LOCKED_SECONDS = 2
 CONTENT = random.Random(1).randbytes(1 << 20)
@@ -471,8 +471,8 @@ class Case:
                         for kind in ("cat", "held", "mmap", "cwd", "wal", "delete")]
         self.fio = Fio(volume)
         for worker in self.workers:
-            wait(f"{volume.name}: {worker.kind} works", 30, lambda: self.progress(worker, 0) >= 5)
-        wait(f"{volume.name}: fio works", 30, lambda: (volume.mnt / "fio").exists())
+            wait(f"{volume.name}: {worker.kind} works", 60, lambda: self.progress(worker, 0) >= 5)
+        wait(f"{volume.name}: fio works", 60, lambda: (volume.mnt / "fio").exists())
 
     @staticmethod
     def progress(worker, after):
