@@ -13,16 +13,22 @@ impl Adapter {
     /// Answers what was read from a device.
     pub(super) fn answer(&self, bytes: &[u8], device: &Arc<Device>) {
         let origin = Origin::Device(device.clone());
-        match Header::decode(bytes) {
-            Ok(header) => self.take(header, Request::decode(bytes, self.dialect), origin),
-            Err(_) => log::error!("{} bytes of the kernel are no request", bytes.len()),
+        match Request::decode(bytes, self.dialect) {
+            Ok(request) => self.take(&request, origin),
+            Err(malformed) => match Header::decode(bytes) {
+                Ok(header) => refuse_malformed(&header, malformed, origin),
+                Err(_) => log::error!("{} bytes of the kernel are no request", bytes.len()),
+            },
         }
     }
 
     /// Answers what is in a slot of a ring.
     pub(super) fn answer_slot(&self, arrived: Arrived<'_>, origin: Origin) {
         let Ok(header) = Header::decode(arrived.header) else { return };
-        self.take(header, self.decode_slot(header, arrived), origin);
+        match self.decode_slot(header, arrived) {
+            Ok(request) => self.take(&request, origin),
+            Err(malformed) => refuse_malformed(&header, malformed, origin),
+        }
     }
 
     /// The READ in a slot, and its name, if it is one.
@@ -49,17 +55,13 @@ impl Adapter {
         Request::assemble(header, fixed, arrived.payload, self.dialect)
     }
 
-    fn take(&self, header: Header, decoded: Result<Request<'_>, Malformed>, origin: Origin) {
-        match decoded {
-            Ok(request) => {
-                if !self.forget(&request) {
-                    self.dispatch(&request, Reply::new(header.unique, origin));
-                } else if let Origin::Ring(..) = origin {
-                    // A slot is given back by answering.
-                    Reply::new(header.unique, origin).ok();
-                }
-            }
-            Err(malformed) => refuse_malformed(&header, malformed, origin),
+    fn take(&self, request: &Request<'_>, origin: Origin) {
+        let unique = request.header.unique;
+        if !self.forget(request) {
+            self.dispatch(request, Reply::new(unique, origin));
+        } else if let Origin::Ring(..) = origin {
+            // A slot is given back by answering.
+            Reply::new(unique, origin).ok();
         }
     }
 

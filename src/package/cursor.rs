@@ -31,6 +31,11 @@ pub(super) enum Window {
 }
 
 impl Window {
+    /// Whether it was made by this process.
+    pub(super) fn is_made(&self) -> bool {
+        matches!(self, Self::Memory(_))
+    }
+
     pub(super) fn len(&self) -> usize {
         match self {
             Self::Memory(window) => window.len(),

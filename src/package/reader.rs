@@ -177,10 +177,9 @@ impl Reader {
         let mut is_new = false;
         for member in members {
             let state = member.state.lock();
-            let is_made = |point: &Arc<Point>| matches!(point.window, Window::Memory(_));
             let here = all.entry(member.data.header).or_insert_with(Vec::new);
             if state.points.last().map(|last| last.output) > here.last().map(|last| last.output) {
-                is_new |= state.points.iter().any(is_made);
+                is_new |= state.points.iter().any(|point| point.window.is_made());
                 here.clone_from(&state.points);
             }
         }
@@ -482,9 +481,9 @@ impl Member {
     /// Forgets the seek points of an earlier mount: they cannot be had any more.
     fn drop_kept(&self) {
         let mut state = self.state.lock();
-        let is_made = |point: &Arc<Point>| matches!(point.window, Window::Memory(_));
+        let points = std::mem::take(&mut state.points);
         let (made, kept): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut state.points).into_iter().partition(is_made);
+            points.into_iter().partition(|point| point.window.is_made());
         state.points = made;
         let bytes = kept.iter().map(|point| point_bytes(point)).sum();
         self.counters.kept_bytes.fetch_sub(bytes, Ordering::Relaxed);

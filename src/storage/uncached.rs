@@ -14,6 +14,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// disk together.
 pub(super) const UNCACHED_BYTES: usize = 128 * 1024;
 
+/// Where they cannot, pieces of this size are on their way to the disk at once all the same.
+const WRITE_BACK_BYTES: usize = 512 * 1024;
+
 /// The first kernel (major, minor) whose `RWF_DONTCACHE` is trusted. 6.14 brought it and 6.15
 /// switched it off in all filesystems, because a page that was written to again while its
 /// write-back ended could be dropped; 6.16 mended that and switched it on again.
@@ -73,7 +76,12 @@ impl Uncached {
                 Err(error) => self.failed(error)?,
             }
         }
-        file.write_all_at(bytes, offset)
+        file.write_all_at(bytes, offset)?;
+        if bytes.len() >= WRITE_BACK_BYTES {
+            // A hint: if it fails, the sync that follows does the work and reports the error.
+            let _ = files::start_writeback(file, offset, bytes.len() as u64);
+        }
+        Ok(())
     }
 
     /// What is not supported is not tried again; interrupted calls are.

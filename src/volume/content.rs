@@ -15,8 +15,6 @@ use std::io;
 use std::sync::atomic::Ordering;
 
 const PAGE: u64 = PAGE_BYTES as u64;
-/// A run of this size is on its way to the disk before its epoch ends: 512 KiB.
-const WRITE_BACK_BYTES: usize = 512 * 1024;
 /// Pages that are read from the disk in one piece at most: 1 MiB.
 const READ_PAGES_MAX: usize = 256;
 /// What is written at once when the disk is full: half of the smallest reserve.
@@ -438,9 +436,6 @@ impl Volume {
             let (part, after) = rest.split_at(run.count as usize * PAGE_BYTES);
             let file = FileId::Segment(run.first.segment());
             self.storage.write_uncached_at(file, run.first.offset(), part)?;
-            if part.len() >= WRITE_BACK_BYTES {
-                self.storage.start_writeback(file, run.first.offset(), part.len() as u64);
-            }
             self.epochs.space.mark_backed(*run);
             rest = after;
         }

@@ -48,8 +48,9 @@ pub const INLINE_BYTES_MAX: u64 = 1_280;
 pub const FILE_BYTES_MAX: u64 = (1 << 63) - PAGE_BYTES as u64;
 /// Directory cookies start above those of `.` and `..`.
 const COOKIE_FIRST: u64 = 17;
-/// The root directory is 1.
-const INO_FIRST: u64 = 2;
+/// The root directory.
+const ROOT: u64 = 1;
+const INO_FIRST: u64 = ROOT + 1;
 /// The random part of nonces is drawn anew at an epoch's end, but not for every `fsync`: a chunk
 /// that is written for ever stays below the limit of NIST SP 800-38D for years; see
 /// [`crate::manual::format`].

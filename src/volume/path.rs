@@ -1,16 +1,15 @@
 //! From an inode number to a path, and telling of damage by path without flooding the log.
 
-use super::Volume;
 use super::records::decode_cookie;
+use super::{ROOT, Volume};
 use crate::format::record::{self, Entry, Table};
 use lru::LruCache;
 use parking_lot::Mutex;
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
-const ROOT: u64 = 1;
 /// The deepest directory whose path is told; records that contradict each other could be endless.
-const DEPTH_MAX: usize = 4096;
+pub(super) const DEPTH_MAX: usize = 4096;
 /// Time between two log lines about the same inode.
 const DAMAGE_LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// Inodes whose last log line is remembered.

@@ -1,17 +1,15 @@
 //! Files whose last changes are not durable, by path: what may be lost when they cannot be written.
 
-use super::Volume;
-use super::check::printable;
+use super::check::{join, printable};
+use super::path::DEPTH_MAX;
 use super::records::decode_cookie;
+use super::{ROOT, Volume};
 use crate::format::record::{self, Table};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-const ROOT: u64 = 1;
 /// Names that are looked at between two looks at the clock.
 const NAMES_AT_ONCE: u32 = 4096;
-/// The deepest directory whose path is told; records that contradict each other could be endless.
-const DEPTH_MAX: usize = 4096;
 
 /// Directory and name by inode.
 type Names = BTreeMap<u64, (u64, Vec<u8>)>;
@@ -60,7 +58,7 @@ impl Volume {
         let mut at = ino;
         let top = loop {
             match names.get(&at) {
-                _ if at == ROOT => break Some(Vec::new()),
+                _ if at == ROOT => break Some(b"/".to_vec()),
                 Some((parent, name)) if parts.len() < DEPTH_MAX => {
                     parts.push(name);
                     at = *parent;
@@ -71,9 +69,6 @@ impl Volume {
             }
         };
         let Some(top) = top else { return format!("inode {ino}") };
-        let parts = parts.iter().rev();
-        let path: Vec<u8> =
-            top.into_iter().chain(parts.flat_map(|p| [b"/", *p].concat())).collect();
-        if path.is_empty() { "/".to_owned() } else { printable(&path) }
+        printable(&parts.iter().rev().fold(top, |path, name| join(&path, name)))
     }
 }

@@ -19,7 +19,7 @@ use crate::format::node::Node;
 use crate::format::record::{self, Counters, Inode, Table};
 use crate::space::Class;
 use crate::tree::{self, Place, Visitor};
-use crate::volume::{COOKIE_FIRST, INO_FIRST, Volume, cuts};
+use crate::volume::{COOKIE_FIRST, INO_FIRST, ROOT, Volume, cuts};
 pub(in crate::volume) use contents::clip;
 pub(in crate::volume) use known::Lost;
 use known::{Inodes, Known};
@@ -33,8 +33,6 @@ use slots::Slots;
 
 /// Nodes and runs between two calls of the progress function.
 const PROGRESS_STEP: u64 = 256;
-/// The root directory.
-const ROOT: u64 = 1;
 
 /// What is checked.
 #[derive(Clone, Copy, Debug, Default)]

@@ -3,11 +3,9 @@
 use super::report::{CheckReport, Finding, Subject};
 use super::{Checker, Progress, ROOT, Stage};
 use crate::format::record::{self, Entry, Table};
+use crate::volume::path::DEPTH_MAX;
 use crate::volume::records::decode_cookie;
 use std::collections::HashMap;
-
-/// The deepest directory whose path is told; a loop is deeper.
-const DEPTH_MAX: usize = 4096;
 
 /// Where inodes are: parent, and name once it is known.
 pub(in crate::volume) type Places = HashMap<u64, (u64, Option<Vec<u8>>)>;

@@ -18,7 +18,7 @@ pub use report::{Action, ActionKind, DamagedFile, RepairReport};
 
 use super::check::{CheckOptions, CheckReport, Lost, Medium, Places, SlotSet, Subject};
 use super::check::{describe_range, join, path};
-use super::{Error, OpenOptions, Progress, Stage, Volume};
+use super::{Error, OpenOptions, Progress, ROOT, Stage, Volume};
 use crate::epoch::{Rebuild, Rebuilt, Survey};
 use crate::format::record::{self, Counters, Entry, Table};
 use crate::storage::{Shadow, Storage};
@@ -26,9 +26,6 @@ use inodes::Inodes;
 use report::Drafts;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-
-/// The root directory.
-const ROOT: u64 = 1;
 
 /// How a volume is repaired.
 #[derive(Clone, Copy, Debug, Default)]
