@@ -4,6 +4,8 @@ use super::{PIECE_BYTES, Want};
 use crate::format::SEGMENT_SLOTS;
 
 const WORDS: usize = SEGMENT_SLOTS as usize / 64;
+/// Words of a long run: 1 MiB.
+const LONG_WORDS: usize = 4;
 /// Pieces of one segment.
 const PIECES: u8 = (SEGMENT_SLOTS as usize / 8 / PIECE_BYTES) as u8;
 
@@ -73,6 +75,24 @@ impl Segment {
             }
             word += 1;
             mask = u64::MAX;
+        }
+        None
+    }
+
+    /// First long run at or after `from`: its start, and how long it is, up to `count`.
+    pub(super) fn find_long(&self, from: u32, count: u32, want: Want) -> Option<(u32, u32)> {
+        let mut whole = 0;
+        for word in from.div_ceil(64) as usize..WORDS {
+            whole = if self.candidates(word, want) == u64::MAX { whole + 1 } else { 0 };
+            if whole == LONG_WORDS {
+                let first = word + 1 - LONG_WORDS;
+                let before = match first.checked_sub(1) {
+                    Some(word) => self.candidates(word, want).leading_ones(),
+                    None => 0,
+                };
+                let start = (first as u32 * 64 - before).max(from);
+                return Some((start, self.run_length(start, count, want)));
+            }
         }
         None
     }
@@ -161,6 +181,27 @@ impl Segment {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_runs() {
+        let mut segment = Segment::empty();
+        segment.set_used(0, 10);
+        assert_eq!(segment.find_long(0, 1000, Want::Any), Some((10, 1000)));
+        assert_eq!(segment.find_long(70, 5, Want::Any), Some((70, 5)));
+        // Every second slot, up to the middle: whole words begin there, and so does the run.
+        for at in (10..32_700).step_by(2) {
+            segment.set_used(at, 1);
+        }
+        assert_eq!(segment.find_long(0, 300, Want::Any), Some((32_699, 300)));
+        assert_eq!(segment.find_long(32_699, 1 << 20, Want::Any), Some((32_699, 32_837)));
+        segment.set_used(33_000, 32_536);
+        assert_eq!(segment.find_long(0, 300, Want::Any), Some((32_699, 300)));
+        assert_eq!(segment.find_long(32_768, 300, Want::Any), None, "it is too short from there");
+        assert_eq!(segment.find_long(0, 300, Want::Backed), None);
+        segment.set_used(32_699, 1);
+        segment.set_used(32_900, 1);
+        assert_eq!(segment.find_long(0, 1, Want::Any), None);
+    }
 
     #[test]
     fn find_gives_the_longest_run_up_to_the_count() {

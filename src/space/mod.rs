@@ -96,6 +96,13 @@ const PUNCH_SLOTS: u32 = 256;
 const SPARSE_RATIO: u32 = 4;
 /// And that many blocks must come back, so that moving pays: 4 MiB.
 const SPARSE_SLOTS_MIN: u32 = 1024;
+/// A request of this many slots (256 KiB) and more is of content that is written in sequence.
+const STREAM_SLOTS: u32 = 64;
+/// Holes are left alone while they are few: as a part of what is in use, and always so many.
+const HOLES_RATIO: u64 = 8;
+const HOLES_MIN: u64 = 4096;
+/// What is written in sequence stays out of them until they are this many times too many.
+const HOLES_STREAM: u64 = 2;
 
 #[derive(Default)]
 struct ClassState {
@@ -103,6 +110,8 @@ struct ClassState {
     backed_free: u64,
     /// Where the next search starts: segment, slot within it.
     cursor: Option<(u32, u32)>,
+    /// The same for long runs.
+    long_cursor: Option<(u32, u32)>,
 }
 
 #[derive(Default)]
@@ -156,8 +165,9 @@ impl Space {
         }
     }
 
-    /// Takes up to `count` slots of `class`, in as few runs as it can. Their content is undefined
-    /// and writing them may fail with `ENOSPC`; see [`Space::allocate_backed`].
+    /// Takes `count` slots of `class`, in long runs, one behind the other, as long as few slots lie
+    /// waste because of that. Their content is undefined and writing them may fail with `ENOSPC`;
+    /// see [`Space::allocate_backed`].
     ///
     /// # Errors
     /// If a new segment cannot be created.
@@ -167,7 +177,13 @@ impl Space {
         let mut missing = count;
         while missing > 0 {
             let keep_backed = inner.classes[class as usize].backed_free <= self.keep(&inner, class);
-            match inner.take(class, missing, if keep_backed { Want::Unbacked } else { Want::Any }) {
+            let want = if keep_backed { Want::Unbacked } else { Want::Any };
+            let run = if self.fills_holes(&inner, class, count) {
+                inner.take(class, missing, want)
+            } else {
+                inner.take_long(class, missing, want)
+            };
+            match run {
                 Some(run) => {
                     missing -= run.count;
                     runs.push(run);
@@ -181,6 +197,16 @@ impl Space {
             }
         }
         Ok(runs)
+    }
+
+    /// Whether a request is to take the next free slots, however few they are in one place. What
+    /// is written at random may be anywhere, and is what leaves the holes.
+    fn fills_holes(&self, inner: &Inner, class: Class, count: u32) -> bool {
+        let free = inner.classes[class as usize].backed_free;
+        let holes = free.saturating_sub(self.kept(inner, class));
+        let few = inner.used / HOLES_RATIO + HOLES_MIN;
+        let times = if count >= STREAM_SLOTS { HOLES_STREAM } else { 1 };
+        inner.first_fit || holes > few * times
     }
 
     /// Takes `count` slots that the disk has blocks for, so that writing them does not fail for
@@ -574,6 +600,11 @@ fn slot(segment: u32, index: u32) -> Slot {
     Slot(u64::from(segment) * SEGMENT_SLOTS + u64::from(index))
 }
 
+/// A run of a segment: the first slot in it, and how many.
+fn run_of((segment, (first, count)): (u32, (u32, u32))) -> SlotRun {
+    SlotRun { first: slot(segment, first), count }
+}
+
 /// Which free slots will do.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Want {
@@ -586,31 +617,54 @@ impl Inner {
     /// Takes the next run of at most `count` slots after the cursor, going round once.
     fn take(&mut self, class: Class, count: u32, want: Want) -> Option<SlotRun> {
         let cursor = self.classes[class as usize].cursor.filter(|_| !self.first_fit);
-        let (start, start_index) = cursor.unwrap_or((class.next_segment(None), 0));
-        let numbers = |range: std::ops::RangeInclusive<u32>, segments: &BTreeMap<u32, Segment>| {
-            segments
-                .range(range)
-                .map(|(&n, _)| n)
-                .filter(|&n| Class::of(n) == class && self.closed != Some(n))
-                .collect::<Vec<_>>()
+        let (start, first) = cursor.unwrap_or((class.next_segment(None), 0));
+        let open =
+            self.find(class, (start, first), |segment, from| segment.find(from, count, want));
+        // Rather than refuse what was promised, a segment is not emptied.
+        let closed = || {
+            let number = self.closed.filter(|&n| want == Want::Backed && Class::of(n) == class)?;
+            Some((number, self.segments.get(&number)?.find(0, count, want)?))
         };
-        let mut order = numbers(start..=u32::MAX, &self.segments);
-        order.extend(numbers(0..=start, &self.segments));
-        if want == Want::Backed {
-            // Rather than refuse what was promised, a segment is not emptied.
-            order.extend(self.closed.filter(|&number| Class::of(number) == class));
-        }
-        for (step, number) in order.into_iter().enumerate() {
-            let from = if step == 0 && number == start { start_index } else { 0 };
-            let Some(segment) = self.segments.get(&number) else { continue };
-            if let Some((first, found)) = segment.find(from, count, want) {
-                let run = SlotRun { first: slot(number, first), count: found };
-                self.hold(run);
-                self.classes[class as usize].cursor = Some((number, first + found));
-                return Some(run);
-            }
-        }
-        None
+        let run = run_of(open.or_else(closed)?);
+        self.hold(run);
+        self.classes[class as usize].cursor = Some((run.first.segment(), index(run) + run.count));
+        Some(run)
+    }
+
+    /// Takes the rest of a long run, or the next one, of which at most `count` slots.
+    fn take_long(&mut self, class: Class, count: u32, want: Want) -> Option<SlotRun> {
+        let cursor = self.classes[class as usize].long_cursor;
+        let (start, first) = cursor.unwrap_or((class.next_segment(None), 0));
+        let here = self.segments.get(&start).filter(|_| self.closed != Some(start));
+        let rest = here.and_then(|segment| segment.find(first, count, want));
+        let found = match rest.filter(|&(at, _)| at == first) {
+            Some(rest) => (start, rest),
+            None => self.find(class, (start, first), |segment, from| {
+                segment.find_long(from, count, want)
+            })?,
+        };
+        let run = run_of(found);
+        self.hold(run);
+        let behind = (run.first.segment(), index(run) + run.count);
+        self.classes[class as usize].long_cursor = Some(behind);
+        Some(run)
+    }
+
+    /// What `look` finds in the segments of a class, going round once from a slot of one of them.
+    fn find(
+        &self,
+        class: Class,
+        (start, first): (u32, u32),
+        look: impl Fn(&Segment, u32) -> Option<(u32, u32)>,
+    ) -> Option<(u32, (u32, u32))> {
+        let from = self
+            .segments
+            .range(start..)
+            .map(|(&number, segment)| (number, segment, if number == start { first } else { 0 }));
+        let around = self.segments.range(..=start).map(|(&number, segment)| (number, segment, 0));
+        from.chain(around)
+            .filter(|(number, ..)| Class::of(*number) == class && self.closed != Some(*number))
+            .find_map(|(number, segment, from)| Some((number, look(segment, from)?)))
     }
 
     /// Marks a free run as used.
