@@ -2,11 +2,12 @@
 //!
 //! `bench/run` measures it beside atrest as the floor: same kernel options (writeback cache, long
 //! TTLs, readdirplus, parallel directory operations, 1 MiB requests), the event loop of fuser, and
-//! nothing between a request and the system call that answers it. It is a yardstick, not a
-//! filesystem to use: no xattrs or ACLs (ENOSYS, which the kernel remembers, so it never asks
-//! again), no times of symlinks, set-id bits survive a write by root, changes made under it go
-//! unnoticed, and every inode that the kernel remembers holds a descriptor: a tree must be smaller
-//! than the limit on those (as root it is raised to a million where that is permitted).
+//! nothing between a request and the system call that answers it: xattrs, too, which the kernel
+//! asks for before it writes to a file or changes its owner (`security.capability`). It is a
+//! yardstick, not a filesystem to use: default ACLs are the backing filesystem's, no times of symlinks,
+//! set-id bits survive a write by root, changes made under it go unnoticed, and every inode that
+//! the kernel remembers holds a descriptor: a tree must be smaller than the limit on those (as root
+//! it is raised to a million where that is permitted).
 //!
 //! `passthrough SOURCE MOUNTPOINT [THREADS [FLUSH_US]]` serves in the foreground until it is
 //! unmounted. With FLUSH_US, every fsync takes so many microseconds more: a filesystem in a loop
@@ -27,7 +28,8 @@ use fuser::{
     BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
     Generation, INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, RenameFlags,
     ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, Request, SessionACL, TimeOrNow, WriteFlags,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, SessionACL, TimeOrNow,
+    WriteFlags,
 };
 use nix::fcntl::{self, AT_FDCWD, AtFlags, FallocateFlags, OFlag};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -36,7 +38,10 @@ use nix::sys::statvfs::fstatvfs;
 use nix::sys::time::TimeSpec;
 use nix::unistd::{self, Gid, Uid, UnlinkatFlags};
 use parking_lot::RwLock;
+use rustix::fs::XattrFlags;
 
+/// Longest value of an xattr, and longest list of their names (xattr(7)).
+const XATTR_BYTES_MAX: usize = 64 << 10;
 /// How long the kernel may keep entries and attributes: this mount owns its directory.
 const TTL: Duration = Duration::from_secs(3600);
 /// Largest request, in bytes, as atrest asks for.
@@ -65,6 +70,27 @@ type Result<T> = std::result::Result<T, Errno>;
 
 fn errno(error: nix::errno::Errno) -> Errno {
     Errno::from_i32(error as i32)
+}
+
+fn xattr_errno(error: rustix::io::Errno) -> Errno {
+    Errno::from_i32(error.raw_os_error())
+}
+
+/// Answers with what `read` puts into a buffer of `size` bytes, or with how long that is if it has
+/// none.
+fn reply_xattr(
+    reply: ReplyXattr,
+    node: Result<Arc<Node>>,
+    size: u32,
+    read: impl FnOnce(&Path, &mut [u8]) -> rustix::io::Result<usize>,
+) {
+    let mut buffer = vec![0; (size as usize).min(XATTR_BYTES_MAX)];
+    let read = |node: Arc<Node>| read(&node.reopen_path(), &mut buffer).map_err(xattr_errno);
+    match node.and_then(read) {
+        Ok(length) if size == 0 => reply.size(length as u32),
+        Ok(length) => reply.data(&buffer[..length]),
+        Err(error) => reply.error(error),
+    }
 }
 
 /// An inode that the kernel knows: an `O_PATH` descriptor and how often it was looked up.
@@ -362,6 +388,7 @@ impl Filesystem for Passthrough {
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
             InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_POSIX_ACL,
         ] {
             // A kernel that lacks one is still worth measuring.
             let _ = config.add_capabilities(flag);
@@ -714,6 +741,42 @@ impl Filesystem for Passthrough {
     ) {
         self.handles.write().remove(&fh.0);
         reply.ok();
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        reply_xattr(reply, self.node(ino), size, |path, buffer| {
+            rustix::fs::getxattr(path, name, buffer)
+        });
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        reply_xattr(reply, self.node(ino), size, |path, buffer| {
+            rustix::fs::listxattr(path, buffer)
+        });
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let flags = XattrFlags::from_bits_retain(flags as u32);
+        let set = |node: Arc<Node>| {
+            rustix::fs::setxattr(node.reopen_path(), name, value, flags).map_err(xattr_errno)
+        };
+        reply_empty(reply, self.node(ino).and_then(set));
+    }
+
+    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let remove = |node: Arc<Node>| {
+            rustix::fs::removexattr(node.reopen_path(), name).map_err(xattr_errno)
+        };
+        reply_empty(reply, self.node(ino).and_then(remove));
     }
 
     fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
