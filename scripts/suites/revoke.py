@@ -612,6 +612,9 @@ def denials(vault):
              lambda key: vault.permit("assign", key)),
         case("deleted", lambda key: vault.operator("key", "delete", key),
              lambda key: vault.operator("key", "recover", key)),
+        # The vault still unwraps, as Key Vault does.
+        case("expired", lambda key: vault.operator("key", "expire", key, "--at", "2026-01-01T00:00:00Z"),
+             lambda key: vault.operator("key", "expire", key, "--at", "2999-01-01T00:00:00Z")),
     ]
 
 

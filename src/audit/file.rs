@@ -82,7 +82,7 @@ impl LogFile {
         // What was written is there; another file begins with the next record.
         if self.bytes_max.is_some_and(|most| tail.bytes + bytes.len() as u64 >= most) {
             if let Err(error) = put_aside(&self.path, u32::MAX) {
-                log::error!("the audit log cannot be put aside: {error}");
+                super::alarm(&format!("the log cannot be put aside: {error}"));
             }
         }
         self.file = file.unlock().ok();

@@ -171,7 +171,7 @@ impl Audit {
         }
         let place = state.place();
         let Err(source) = state.append(entry, (&self.host, &self.volume)) else { return Ok(()) };
-        log::error!("audit: {place} cannot be written: {source}");
+        alarm(&format!("{place} cannot be written: {source}"));
         if self.strict { Err(NotRecorded { place, source }) } else { Ok(()) }
     }
 
@@ -258,8 +258,9 @@ impl State {
 
     fn note(&mut self, result: io::Result<()>, changed: Option<String>) -> io::Result<()> {
         if let Some(changed) = changed {
-            log::error!("audit: somebody changed the log: {changed}");
-            self.changed = Some(format!("somebody changed the log: {changed}"));
+            let changed = format!("somebody changed the log: {changed}");
+            alarm(&changed);
+            self.changed = Some(changed);
         }
         match &result {
             Ok(()) => {
@@ -282,6 +283,15 @@ impl Found {
     /// A log that ends as it should.
     fn after(last: AuditAnchor) -> Self {
         Self { last, torn: None, changed: None }
+    }
+}
+
+/// Tells the operator: in the log of a daemon, or on the standard error of a command.
+fn alarm(what: &str) {
+    if log::max_level() == log::LevelFilter::Off {
+        eprintln!("warning: audit: {what}");
+    } else {
+        log::error!("audit: {what}");
     }
 }
 

@@ -180,6 +180,9 @@ pub struct MountArgs {
     /// What to do then: lock, or serve until the key is denied
     #[arg(long, value_enum, default_value = "lock")]
     pub on_outage: OutageName,
+    /// What to do when the key has expired: lock, or serve as long as its service unwraps
+    #[arg(long, value_enum, default_value = "lock")]
+    pub kek_expiry: ExpiryName,
     /// Serve metrics for Prometheus at unix:PATH or tcp:127.0.0.1:PORT
     #[arg(long, value_name = "WHERE")]
     pub metrics: Option<Endpoint>,
@@ -454,6 +457,15 @@ pub enum OutageName {
     /// Lock when the grace is over
     Lock,
     /// Serve for as long as nobody denies the key
+    Serve,
+}
+
+/// What a mount does with a key past its expiry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExpiryName {
+    /// Lock, as if it were denied
+    Lock,
+    /// Serve for as long as the service unwraps
     Serve,
 }
 

@@ -10,6 +10,7 @@ use super::hint::Failure;
 use super::options::{self, Common};
 use super::{audit, keys, open, place};
 use crate::daemon::{self, Detached, Keyed, Readiness, Service, logging, paths};
+use crate::key::ProviderOptions;
 use crate::sys::mount::{is_within, mount_at};
 
 /// Mounts, and returns the exit code when the mount is usable (or, in the foreground, gone).
@@ -35,7 +36,10 @@ pub fn run(arguments: &MountArgs) -> Result<u8, Failure> {
     };
     start_log(log, arguments.log_level, arguments.foreground, &volume_id)?;
     daemon::raise_limits();
-    let options = keys::provider_options(&parsed.keys);
+    let options = ProviderOptions {
+        expiry_denies: parsed.expiry_denies,
+        ..keys::provider_options(&parsed.keys)
+    };
     let how = open::How {
         command: "mount",
         mountpoint: Some(&mountpoint),

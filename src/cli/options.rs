@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::args::{AuditArgs, KeyArgs, MountArgs, OutageName, duration};
+use super::args::{AuditArgs, ExpiryName, KeyArgs, MountArgs, OutageName, duration};
 use super::exit::Exit;
 use super::hint::Failure;
 use crate::daemon::metrics::Endpoint;
@@ -17,6 +17,8 @@ pub struct Parsed {
     pub keys: KeyArgs,
     /// For how long the key is good without being asked for again.
     pub lease: Policy,
+    /// Whether a key past its expiry is a key denied.
+    pub expiry_denies: bool,
     /// Where uses of keys are put on record.
     pub audit: AuditArgs,
     /// Where metrics are served.
@@ -73,6 +75,7 @@ pub fn parse(arguments: &MountArgs, source: PathBuf) -> Result<Parsed, Failure> 
                 OutageName::Serve => OnOutage::Serve,
             },
         },
+        expiry_denies: arguments.kek_expiry == ExpiryName::Lock,
         audit: arguments.audit.clone(),
         metrics: arguments.metrics.clone(),
     };
@@ -184,6 +187,11 @@ impl Parsed {
             "on-outage" => match value {
                 "lock" => self.lease.on_outage = OnOutage::Lock,
                 "serve" => self.lease.on_outage = OnOutage::Serve,
+                _ => return false,
+            },
+            "kek-expiry" => match value {
+                "lock" => self.expiry_denies = true,
+                "serve" => self.expiry_denies = false,
                 _ => return false,
             },
             "metrics" => match value.parse() {

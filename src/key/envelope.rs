@@ -18,6 +18,7 @@ pub(super) mod slots;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::{Binding, KekError, KekErrorKind, KekProvider, ProviderOptions, provider_from_uri};
 use crate::crypto::{ChainKey, Cipher, Secret, Tampered, kdf, random, wrap};
@@ -85,15 +86,6 @@ pub struct Opened {
     pub provider: Arc<dyn KekProvider>,
     /// Slots before it that did not, for the log and the audit.
     pub failures: Vec<SlotFailure>,
-}
-
-/// What [`VolumeKeys::recheck`] found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Recheck {
-    /// The slot is wrapped under the newest version of its KEK.
-    Current,
-    /// The KEK has a newer version: [`VolumeKeys::rotate_slot`] before the old one goes.
-    Outdated,
 }
 
 /// The keys of an open volume: every live epoch of the volume key, with its metadata key.
@@ -180,6 +172,9 @@ impl VolumeKeys {
             let provider = provider_from_uri(&slot.provider, options);
             let unwrapped = provider.and_then(|provider| {
                 let volume_keys = unwrap_slot(claims.volume_id, slot, &*provider)?;
+                if options.expiry_denies {
+                    refuse_expired(&*provider, &slot.kek)?;
+                }
                 Ok((slot.id, provider, volume_keys))
             });
             match unwrapped {
@@ -303,32 +298,6 @@ impl VolumeKeys {
     /// [`KeyError::Config`] if it would be out of bounds.
     pub fn anchor_audit(&self, config: &Config, anchor: AuditAnchor) -> Result<Config, KeyError> {
         self.seal(ConfigData { audit: Some(anchor), ..self.next(config) })
-    }
-
-    /// Asks the KEK of `slot` for a real unwrap of the current epoch, as the lease does: reading
-    /// the key's attributes would miss a lost permission, and wrapping works on a disabled key.
-    ///
-    /// # Errors
-    /// [`KeyError::NoSuchSlot`]; [`KeyError::Kek`], whose [`KekError::is_definitive`] tells
-    /// revocation from outage.
-    pub fn recheck(
-        &self,
-        config: &Config,
-        slot: u32,
-        provider: &dyn KekProvider,
-    ) -> Result<Recheck, KeyError> {
-        let slot = config.slot(slot).ok_or(KeyError::NoSuchSlot(slot))?;
-        let current = self.current();
-        let wrapped = slot.wrapped.iter().find(|(epoch, _)| *epoch == current.epoch);
-        let (_, wrapped) = wrapped.ok_or_else(|| integrity(provider, &slot.kek))?;
-        let binding = Binding { volume_id: self.volume_id };
-        if !provider.unwrap(&binding, &slot.kek, wrapped)?.is_same(&current.volume_key) {
-            return Err(integrity(provider, &slot.kek).into());
-        }
-        match provider.latest_version()? {
-            Some(version) if version != slot.kek.key_version => Ok(Recheck::Outdated),
-            _ => Ok(Recheck::Current),
-        }
     }
 
     /// Draws a new volume key and metadata key, current from then on, and wraps all epochs for
@@ -486,6 +455,22 @@ impl From<KekError> for KeyError {
 fn list(f: &mut fmt::Formatter<'_>, failures: &[SlotFailure]) -> fmt::Result {
     let mut lines = failures.iter();
     lines.try_for_each(|SlotFailure { slot, error }| write!(f, "\n  slot {slot}: {error}"))
+}
+
+/// Whoever may unwrap need not be allowed to read the key, and then nobody knows its expiry.
+fn refuse_expired(provider: &dyn KekProvider, kek: &KekReference) -> Result<(), KekError> {
+    let expiry = match provider.expiry() {
+        Err(error) if matches!(error.kind(), KekErrorKind::Denied { .. }) => return Ok(()),
+        expiry => expiry?,
+    };
+    let Some(end) = expiry.filter(|end| *end <= SystemTime::now()) else { return Ok(()) };
+    let ago = SystemTime::now().duration_since(end).unwrap_or_default().as_secs();
+    let reason = format!(
+        "it expired {ago} s ago; set a later expiry, or make a new version and run atrest key \
+         rotate; to use it as long as its service does, mount with --kek-expiry serve"
+    );
+    let key = format!("{}/{}", kek.key_id, kek.key_version);
+    Err(KekError::new(KekErrorKind::Denied { reason }, provider.uri(), &key))
 }
 
 /// The volume key of each epoch, as `provider` unwraps it.

@@ -33,7 +33,7 @@ use std::time::{Duration, SystemTime};
 
 pub use authorize::{Authorization, EndpointSettings, Providers, read_host_file};
 pub use envelope::slots::{Rotation, SlotCheck, try_wrap};
-pub use envelope::{KeyError, Opened, Recheck, SlotFailure, VolumeKeys};
+pub use envelope::{KeyError, Opened, SlotFailure, VolumeKeys};
 
 use crate::crypto::Secret;
 use crate::format::VolumeId;
@@ -80,6 +80,16 @@ pub trait KekProvider: Send + Sync {
     /// unwrapping do not need.
     fn health(&self) -> Result<Health, KekError> {
         Ok(Health::default())
+    }
+
+    /// Until when the key may be used, if it says: for those who have a key past its expiry locked
+    /// although its service still unwraps ([`ProviderOptions::expiry_denies`]). One request at
+    /// most, and none where a key has no expiry, or the service itself refuses after it.
+    ///
+    /// # Errors
+    /// As of [`KekProvider::health`].
+    fn expiry(&self) -> Result<Option<SystemTime>, KekError> {
+        Ok(None)
     }
 
     /// Makes a new version of the KEK, and returns its name.
@@ -354,6 +364,9 @@ pub struct ProviderOptions {
     pub key_store: Option<PathBuf>,
     /// Whether a local key that is missing is made: `init` and `key add` only.
     pub create_local_key: bool,
+    /// Whether a key past its expiry counts as denied where its service would still unwrap:
+    /// `mount`, for as long as it lasts.
+    pub expiry_denies: bool,
 }
 
 impl ProviderOptions {

@@ -4,6 +4,7 @@
 mod files;
 mod metrics;
 mod mounted_log;
+mod syslog;
 mod tampering;
 mod world;
 

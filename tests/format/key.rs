@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
 
 use atrest::crypto::{Cipher, Secret, Tampered, kdf, random};
 use atrest::format::VolumeId;
@@ -11,8 +12,8 @@ use atrest::format::config::{Algorithm, Config, ConfigData, ConfigError, KekRefe
 use atrest::key::local::KeyStore;
 use atrest::key::passphrase::Cost;
 use atrest::key::{
-    Binding, KekError, KekErrorKind, KekProvider, KeyError, Opened, ProviderOptions, Recheck,
-    SlotCheck, VolumeKeys, Wrapped, provider_from_uri,
+    Binding, KekError, KekErrorKind, KekProvider, KeyError, Opened, ProviderOptions, SlotCheck,
+    VolumeKeys, Wrapped, provider_from_uri,
 };
 
 const VOLUME: VolumeId = VolumeId([7; 16]);
@@ -182,6 +183,7 @@ fn any_change_is_refused() {
 }
 
 /// A KEK like a vault's RSA key: wrapping takes what is public, and answers can be switched.
+/// From 10 on it unwraps, and has expired, expires later, does not say, or cannot be asked.
 struct PublicKek(Arc<AtomicU32>);
 
 impl PublicKek {
@@ -225,7 +227,7 @@ impl KekProvider for PublicKek {
     fn unwrap(&self, _: &Binding, _: &KekReference, wrapped: &[u8]) -> Result<Secret, KekError> {
         let reason = "says the service".to_owned();
         let kind = match self.0.load(Ordering::Relaxed) {
-            0 => return Ok(Secret::new(Self::public_wrap(wrapped).into())),
+            0 | 10..=13 => return Ok(Secret::new(Self::public_wrap(wrapped).into())),
             // Another key than the one that was wrapped.
             3 => return Ok(random::secret(32)),
             1 => KekErrorKind::Denied { reason: "ForbiddenByRbac".into() },
@@ -242,6 +244,17 @@ impl KekProvider for PublicKek {
 
     fn latest_version(&self) -> Result<Option<String>, KekError> {
         Ok(Some("v1".into()))
+    }
+
+    fn expiry(&self) -> Result<Option<SystemTime>, KekError> {
+        let kind = match self.0.load(Ordering::Relaxed) {
+            10 => return Ok(Some(SystemTime::now() - Duration::from_secs(1))),
+            11 => return Ok(Some(SystemTime::now() + Duration::from_secs(60))),
+            12 => KekErrorKind::Denied { reason: "keys/get".into() },
+            13 => KekErrorKind::Unreachable { reason: "time-out".into() },
+            _ => return Ok(None),
+        };
+        Err(KekError::new(kind, self.uri(), "key/v1"))
     }
 }
 
@@ -405,6 +418,33 @@ fn a_denial_does_not_fall_through() {
     assert_eq!((opened.slot, opened.failures[0].slot), (2, 1));
 }
 
+/// A key that has expired is denied where that is asked for, and only there; one whose expiry
+/// nobody may know is not.
+#[test]
+fn expired_keys_are_denied() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (options, state) = PublicKek::options(directory.path());
+    let providers = [provider("vault:key", &options), provider("local:", &options)];
+    let borrowed: Vec<&dyn KekProvider> = providers.iter().map(|provider| &**provider).collect();
+    let (config, _) = VolumeKeys::create_with_slots(VOLUME, Cipher::Aes256Gcm, &borrowed)
+        .expect("both are there");
+    let strict = ProviderOptions { expiry_denies: true, ..options.clone() };
+    state.store(10, Ordering::Relaxed);
+    assert_eq!(open(&config, &options).slot, 1);
+    let error = refused(&config, &strict);
+    let KeyError::Denied { failures, untried } = error else { panic!("{error}") };
+    let words = failures[0].error.to_string();
+    assert!(
+        words.contains("it expired 1 s ago") && words.contains("--kek-expiry serve"),
+        "{words}"
+    );
+    assert_eq!(untried, [2]);
+    for (answer, slot) in [(0, 1), (11, 1), (12, 1), (13, 2)] {
+        state.store(answer, Ordering::Relaxed);
+        assert_eq!(open(&config, &strict).slot, slot, "{answer}");
+    }
+}
+
 /// A key that wraps and does not unwrap gets no slot, neither a new one nor an old one.
 #[test]
 fn a_key_that_cannot_unwrap_is_refused() {
@@ -442,39 +482,6 @@ fn algorithms_are_fixed() {
     let changed = Config::new(data, |_, _| mac_of_epoch_1(&config)).expect("well formed");
     let error = refused(&changed, &options);
     assert!(matches!(only_failure(&error), KekErrorKind::BadRequest { .. }), "{error}");
-}
-
-/// The re-check is a real unwrap: it sees a revocation, tells it from an outage, and sees a newer
-/// version of the KEK.
-#[test]
-fn recheck() {
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let (options, state) = PublicKek::options(directory.path());
-    let vault = provider("vault:key", &options);
-    let (config, keys) =
-        VolumeKeys::create(VOLUME, Cipher::Aes256Gcm, &*vault).expect("the vault is there");
-    assert!(matches!(keys.recheck(&config, 1, &*vault), Ok(Recheck::Current)));
-    for (answer, definitive) in [(1, true), (2, false)] {
-        state.store(answer, Ordering::Relaxed);
-        match keys.recheck(&config, 1, &*vault) {
-            Err(KeyError::Kek(error)) => assert_eq!(error.is_definitive(), definitive),
-            other => panic!("{other:?}"),
-        }
-    }
-    state.store(3, Ordering::Relaxed);
-    let is_integrity = |error: KeyError| match error {
-        KeyError::Kek(error) | KeyError::CannotUnwrap(error) => {
-            assert!(matches!(error.kind(), KekErrorKind::Integrity), "{error}");
-        }
-        other => panic!("{other:?}"),
-    };
-    is_integrity(keys.recheck(&config, 1, &*vault).expect_err("another key"));
-    // Nor is a slot made that would not open the volume.
-    is_integrity(keys.add_slot(&config, &*vault).expect_err("another key"));
-    let local = provider("local:", &options);
-    let (config, id) = keys.add_slot(&config, &*local).expect("the store is writable");
-    local.create_version().expect("the store is writable");
-    assert!(matches!(keys.recheck(&config, id, &*local), Ok(Recheck::Outdated)));
 }
 
 /// Rotation wraps outdated slots again, after which the old version may be switched off.

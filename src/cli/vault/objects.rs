@@ -51,6 +51,17 @@ pub struct VersionArgs {
     pub version: Option<String>,
 }
 
+/// When a version expires.
+#[derive(Args, Clone, Debug)]
+pub struct ExpireArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub version: VersionArgs,
+    /// From when on (2027-01-31T00:00:00Z); what is past expires it now
+    #[arg(long, value_name = "TIME")]
+    pub at: jiff::Timestamp,
+}
+
 /// What there is of a kind.
 #[derive(Args, Clone, Debug)]
 pub struct ListArgs {
@@ -79,6 +90,8 @@ pub enum LifeCommand {
     Enable(VersionArgs),
     /// Let a version not be used: what it wrapped cannot be unwrapped
     Disable(VersionArgs),
+    /// Say when a version expires: from then on a key wraps nothing, and mounts lock
+    Expire(ExpireArgs),
     /// Delete all versions; they can be recovered until they are purged
     Delete(NameArgs),
     /// Bring back what was deleted
@@ -253,8 +266,16 @@ fn life(collection: &str, command: &LifeCommand) -> Result<(), Failure> {
             println!("{shown:#}");
             Ok(())
         }
-        LifeCommand::Enable(version) => enable(collection, version, true),
-        LifeCommand::Disable(version) => enable(collection, version, false),
+        LifeCommand::Enable(version) => {
+            change(collection, version, json!({ "enabled": true }), "enabled")
+        }
+        LifeCommand::Disable(version) => {
+            change(collection, version, json!({ "enabled": false }), "disabled")
+        }
+        LifeCommand::Expire(ExpireArgs { version, at }) => {
+            let done = format!("expires {at}:");
+            change(collection, version, json!({ "exp": at.as_second() }), &done)
+        }
         LifeCommand::Delete(NameArgs { vault, name }) => {
             let path = format!("/{collection}/{}", checked(name)?);
             let deleted = ask(vault, Method::DELETE, &path, None)?;
@@ -276,12 +297,18 @@ fn life(collection: &str, command: &LifeCommand) -> Result<(), Failure> {
     }
 }
 
-fn enable(collection: &str, version: &VersionArgs, enabled: bool) -> Result<(), Failure> {
+/// Changes attributes of a version, and says that it is `done`.
+fn change(
+    collection: &str,
+    version: &VersionArgs,
+    attributes: Value,
+    done: &str,
+) -> Result<(), Failure> {
     let VersionArgs { of: NameArgs { vault, name }, version } = version;
     let path = format!("/{collection}/{}/{}", checked(name)?, checked_version(version)?);
-    let body = json!({ "attributes": { "enabled": enabled } }).to_string();
+    let body = json!({ "attributes": attributes }).to_string();
     let changed = ask(vault, Method::PATCH, &path, Some(body.as_bytes()))?;
-    announce(if enabled { "enabled" } else { "disabled" }, &changed);
+    announce(done, &changed);
     Ok(())
 }
 

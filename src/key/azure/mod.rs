@@ -401,6 +401,10 @@ impl KekProvider for AzureProvider {
         }
     }
 
+    fn expiry(&self) -> Result<Option<SystemTime>, KekError> {
+        Ok(self.health()?.expires)
+    }
+
     fn health(&self) -> Result<Health, KekError> {
         let (bundle, version) = self.bundle(self.client.deadline())?;
         self.algorithm(&bundle)?;

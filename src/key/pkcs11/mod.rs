@@ -21,6 +21,7 @@ mod uri;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use parking_lot::Mutex;
 
@@ -205,6 +206,10 @@ impl KekProvider for Pkcs11Provider {
             let key = object::version(connection, &self.parsed, &id)?;
             cipher::unwrap(connection, &key, kek.algorithm, binding, wrapped)
         })
+    }
+
+    fn expiry(&self) -> Result<Option<SystemTime>, KekError> {
+        Ok(self.health()?.expires)
     }
 
     fn health(&self) -> Result<Health, KekError> {
