@@ -1,6 +1,8 @@
 //! Judges a log, line by line, against the volume's keys and the anchor in its configuration.
 
 use std::collections::HashMap;
+use std::io::{self, BufRead as _, BufReader, Read};
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use super::file::EMPTY;
 use super::record::{self, LINE_BYTES_MAX, Line, Seal, unhex};
@@ -13,6 +15,13 @@ pub const FINDINGS_MAX: usize = 1000;
 /// Steps of session keys that are made for records that do not name the next one: enough for any
 /// log that was written, and seconds for one that is made up.
 const STEPS_MAX: u64 = 1 << 24;
+
+/// Longer lines are no records; the rest of them is passed over.
+const LINE_READ_MAX: u64 = 64 * 1024;
+/// Lines that are handed from who reads them to who judges them at once, and how often before the
+/// reader waits.
+const BATCH_LINES: usize = 1024;
+const BATCHES: usize = 4;
 
 /// A line of one of the files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -96,6 +105,79 @@ pub struct Report {
     pub findings_count: u64,
 }
 
+/// A line, as far as it can be looked at without those before it.
+struct Looked {
+    bytes: Vec<u8>,
+    record: Option<Record>,
+}
+
+/// What a record says that is judged.
+struct Record {
+    prev: Option<[u8; 32]>,
+    is_own: bool,
+    has_mac: bool,
+    seal: Option<Seal>,
+    /// The torn line before it, if that is what it tells of.
+    torn: Option<String>,
+    /// What the next one has to say that it follows.
+    link: AuditAnchor,
+}
+
+impl Looked {
+    /// `volume`: whose records are judged.
+    fn at(bytes: Vec<u8>, volume: &str) -> Self {
+        let parsed = if bytes.len() <= LINE_BYTES_MAX { Line::parse(&bytes) } else { None };
+        let record = parsed.map(|line| Record {
+            prev: unhex(&line.prev),
+            is_own: line.volume == volume,
+            has_mac: line.mac.is_some(),
+            seal: line.seal(),
+            link: record::link(line.seq, &bytes),
+            torn: if line.event == super::Event::LogTorn.name() { line.detail } else { None },
+        });
+        Self { bytes, record }
+    }
+}
+
+type Batch = Vec<(Where, Looked)>;
+
+/// Reads the lines of a file, and looks at each; returns the last of them, and whether it has no
+/// line feed.
+fn read_lines(
+    file: impl Read,
+    index: usize,
+    volume: &str,
+    batches: &SyncSender<Batch>,
+) -> io::Result<(Where, bool)> {
+    let mut reader = BufReader::with_capacity(1 << 20, file);
+    let mut at = Where { file: index, line: 0 };
+    let mut batch = Batch::new();
+    // Who judges ends after who reads.
+    let send = |batch: Batch| _ = batches.send(batch);
+    loop {
+        let mut line = Vec::new();
+        Read::take(&mut reader, LINE_READ_MAX).read_until(b'\n', &mut line)?;
+        let is_whole = line.last() == Some(&b'\n');
+        line.truncate(line.len() - usize::from(is_whole));
+        let is_cut = !is_whole && line.len() as u64 == LINE_READ_MAX;
+        if is_cut {
+            reader.skip_until(b'\n')?;
+        }
+        let is_end = !is_whole && !is_cut;
+        let is_open = is_end && !line.is_empty();
+        if !is_end || is_open {
+            at.line += 1;
+            batch.push((at, Looked::at(line, volume)));
+        }
+        if is_end || batch.len() == BATCH_LINES {
+            send(std::mem::take(&mut batch));
+        }
+        if is_end {
+            return Ok((at, is_open));
+        }
+    }
+}
+
 /// See the [module](self).
 pub struct Verifier<'a> {
     keys: &'a VolumeKeys,
@@ -128,27 +210,48 @@ impl<'a> Verifier<'a> {
         }
     }
 
+    /// Judges the lines of the next file, number `index` of those that are given, while another
+    /// thread reads them. Returns the last of them, and whether it has no line feed.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn file(&mut self, index: usize, file: impl Read + Send) -> io::Result<(Where, bool)> {
+        let volume = self.volume.clone();
+        let (sender, receiver) = sync_channel(BATCHES);
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(move || read_lines(file, index, &volume, &sender));
+            for (at, looked) in receiver.into_iter().flatten() {
+                self.judge(at, looked);
+            }
+            reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
     /// Judges the next line, without its line feed.
     pub fn line(&mut self, at: Where, bytes: &[u8]) {
-        let parsed = if bytes.len() <= LINE_BYTES_MAX { Line::parse(bytes) } else { None };
-        let Some(line) = parsed else {
+        self.judge(at, Looked::at(bytes.to_vec(), &self.volume));
+    }
+
+    fn judge(&mut self, at: Where, Looked { bytes, record }: Looked) {
+        let Some(record) = record else {
             self.end_torn(None);
-            self.torn = Some((at, record::torn(bytes)));
+            self.torn = Some((at, record::torn(&bytes)));
             return;
         };
-        self.end_torn(Some(&line));
-        self.judge_order(at, &line);
-        self.judge_author(at, &line, bytes);
-        self.last = record::link(line.seq, bytes);
+        self.end_torn(record.torn.as_deref());
+        self.judge_order(at, &record);
+        self.judge_author(at, &record, &bytes);
+        let seq = record.link.seq;
+        self.last = record.link;
         self.report.records += 1;
-        self.report.last = line.seq;
-        if self.anchor.is_some_and(|anchor| anchor.seq == line.seq) {
+        self.report.last = seq;
+        if self.anchor.is_some_and(|anchor| anchor.seq == seq) {
             self.anchor_seen = true;
             if self.anchor != Some(self.last) {
-                self.find(at, Finding::Anchor(line.seq));
+                self.find(at, Finding::Anchor(seq));
             }
         }
-        self.report.unanchored += u64::from(self.anchor.is_none_or(|anchor| line.seq > anchor.seq));
+        self.report.unanchored += u64::from(self.anchor.is_none_or(|anchor| seq > anchor.seq));
     }
 
     /// What was found. `is_open`: the last line has no line feed.
@@ -170,50 +273,47 @@ impl<'a> Verifier<'a> {
         self.report
     }
 
-    /// A line that was no record is fine if this one says so.
-    fn end_torn(&mut self, line: Option<&Line<'_>>) {
+    /// A line that was no record is fine if the next one tells of it.
+    fn end_torn(&mut self, told: Option<&str>) {
         let Some((at, torn)) = self.torn.take() else { return };
-        let is_told = |line: &Line<'_>| {
-            line.event == super::Event::LogTorn.name() && line.detail.as_ref() == Some(&torn)
-        };
-        if line.is_some_and(is_told) {
+        if told == Some(&*torn) {
             self.report.torn += 1;
         } else {
             self.find(at, Finding::Garbage);
         }
     }
 
-    fn judge_order(&mut self, at: Where, line: &Line<'_>) {
-        let expected = self.last.seq.saturating_add(1);
-        let follows = unhex(&line.prev) == Some(self.last.record);
+    fn judge_order(&mut self, at: Where, record: &Record) {
+        let (seq, expected) = (record.link.seq, self.last.seq.saturating_add(1));
+        let follows = record.prev == Some(self.last.record);
         if std::mem::take(&mut self.is_first) {
-            self.report.first = line.seq;
+            self.report.first = seq;
             // What the first record of a later file follows is not here.
-            if line.seq == expected && (follows || expected > 1) {
+            if seq == expected && (follows || expected > 1) {
                 return;
             }
         }
-        if line.seq > expected {
-            self.find(at, Finding::Missing { from: expected, to: line.seq - 1 });
-        } else if line.seq < expected {
-            self.find(at, Finding::Order { found: line.seq, expected });
+        if seq > expected {
+            self.find(at, Finding::Missing { from: expected, to: seq - 1 });
+        } else if seq < expected {
+            self.find(at, Finding::Order { found: seq, expected });
         } else if !follows {
             self.find(at, Finding::Link);
         }
     }
 
-    fn judge_author(&mut self, at: Where, line: &Line<'_>, bytes: &[u8]) {
-        if line.volume != self.volume {
+    fn judge_author(&mut self, at: Where, record: &Record, bytes: &[u8]) {
+        if !record.is_own {
             self.report.of_others += 1;
             self.report.unproven += 1;
             return;
         }
-        if line.mac.is_none() {
+        if !record.has_mac {
             self.report.without_key += 1;
             self.report.unproven += 1;
             return;
         }
-        let Some((seal, covered)) = line.seal().zip(record::covered(bytes)) else {
+        let Some((seal, covered)) = record.seal.as_ref().zip(record::covered(bytes)) else {
             return self.find(at, Finding::Mac);
         };
         let is_retired = seal.epoch < self.keys.epochs().next().unwrap_or(1);
@@ -222,7 +322,7 @@ impl<'a> Verifier<'a> {
             self.report.unproven += 1;
             return;
         }
-        match self.key(&seal).map(|key| key.verify(covered, &seal.mac)) {
+        match self.key(seal).map(|key| key.verify(covered, &seal.mac)) {
             None => self.find(at, Finding::Key),
             Some(false) => self.find(at, Finding::Mac),
             Some(true) => {

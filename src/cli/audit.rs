@@ -1,7 +1,6 @@
 //! Where uses of keys are put on record, what is put there, and `atrest audit`.
 
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,8 +24,6 @@ use crate::volume::newest_sequence;
 
 /// Where records go unless the command line says.
 const HOST_FILE: &str = "/etc/atrest/audit.toml";
-/// Lines longer than this are no records; the rest of them is passed over.
-const LINE_BYTES_MAX: u64 = 64 * 1024;
 /// How long a daemon may take to say how far its log goes.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A configuration that is being replaced while it is looked at is looked at again.
@@ -240,7 +237,8 @@ fn verify(arguments: &AuditVerifyArgs) -> Result<(), Failure> {
     let mut verifier = Verifier::new(&opened.keys, anchor, arguments.first);
     let mut end = (Where::default(), false);
     for (index, path) in arguments.files.iter().enumerate() {
-        end = read(path, index, &mut verifier)
+        end = File::open(path)
+            .and_then(|file| verifier.file(index, file))
             .map_err(|error| Failure::io("read the audit log", path, &error))?;
     }
     let report = verifier.finish(end.0, end.1);
@@ -287,34 +285,6 @@ fn told_by_daemon(opened: &Opened) -> Option<AuditAnchor> {
 
 fn newest(one: Option<AuditAnchor>, other: Option<AuditAnchor>) -> Option<AuditAnchor> {
     one.into_iter().chain(other).max_by_key(|anchor| anchor.seq)
-}
-
-/// Judges the lines of a file; returns the last of them, and whether it has no line feed.
-fn read(path: &Path, index: usize, verifier: &mut Verifier<'_>) -> io::Result<(Where, bool)> {
-    let mut reader = BufReader::with_capacity(1 << 20, File::open(path)?);
-    let mut at = Where { file: index, line: 0 };
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        io::Read::take(&mut reader, LINE_BYTES_MAX).read_until(b'\n', &mut line)?;
-        if line.is_empty() {
-            return Ok((at, false));
-        }
-        at.line += 1;
-        if line.last() == Some(&b'\n') {
-            line.pop();
-            verifier.line(at, &line);
-            continue;
-        }
-        let is_end = line.len() as u64 != LINE_BYTES_MAX;
-        if !is_end {
-            reader.skip_until(b'\n')?;
-        }
-        verifier.line(at, &line);
-        if is_end {
-            return Ok((at, true));
-        }
-    }
 }
 
 fn print(arguments: &AuditVerifyArgs, report: &Report) {
