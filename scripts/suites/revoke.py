@@ -35,6 +35,8 @@ LOCK_SECONDS_MAX = 1
 GRACE = 10
 # While it is locked, everybody tries for so long.
 LOCKED_SECONDS = 2
+# A key is taken and given back every second for so long.
+FLAP_SECONDS = 20
 CONTENT = random.Random(1).randbytes(1 << 20)
 PAUSE = 0.01
 
@@ -717,6 +719,27 @@ def rotation(vault):
     print(f"rotated: followed in {took:.2f} s, with a check every second", flush=True)
 
 
+def flapping(vault):
+    """The key is taken and given back every second: the volume is not locked and opened all the
+    time, and serves when that is over."""
+    volume = Volume("flapping", vault)
+    (volume.mnt / "file").write_text("content")
+    begun, taken = time.time(), 0
+    while time.time() - begun < FLAP_SECONDS:
+        for verb in ("disable", "enable"):
+            vault.operator("key", verb, "flapping")
+            time.sleep(1)
+        taken += 1
+    states = [state for state, _, _ in volume.states(begun)]
+    locks = states.count("locked (revoked)")
+    check(locks <= 2, f"locked {locks} times in {FLAP_SECONDS} s: {states}")
+    wait("the volume serves", 60, lambda: volume.status()["state"] == "unlocked")
+    content = (volume.mnt / "file").read_text()
+    check(content == "content", f"it says {content!r}")
+    volume.umount()
+    print(f"flapping: taken {taken} times, locked {locks} times, states {states}", flush=True)
+
+
 def run_all(mib):
     make_certificates()
     started, vaults = time.monotonic(), []
@@ -738,6 +761,8 @@ def run_all(mib):
         play(outages(vault))
         step("the key is rotated")
         rotation(vault)
+        step("the key is taken and given back every second")
+        flapping(vault)
         step("by hand")
         by_hand(vault, mib)
         step("done")
