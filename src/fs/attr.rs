@@ -113,3 +113,15 @@ pub struct SetAttr {
     /// Clear set-user-ID and set-group-ID as `chown(2)` and `truncate(2)` demand.
     pub kill_suid: bool,
 }
+
+/// How an extended attribute is set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SetXattr {
+    /// `XATTR_CREATE`: it is not there yet.
+    pub create: bool,
+    /// `XATTR_REPLACE`: it is there.
+    pub replace: bool,
+    /// Clear set-group-ID with an access ACL: who sets it is not in the file's group, and has not
+    /// `CAP_FSETID` (acl(5), chmod(2)).
+    pub kill_sgid: bool,
+}

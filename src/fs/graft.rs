@@ -7,7 +7,8 @@
 use super::package::PackageTree;
 use super::volume::ROOT;
 use super::{
-    Allocate, Attr, Caller, DirEntry, Error, Ino, Kind, RenameFlags, Seek, SetAttr, StatFs, Tree,
+    Allocate, Attr, Caller, DirEntry, Error, Ino, Kind, RenameFlags, Seek, SetAttr, SetXattr,
+    StatFs, Tree,
 };
 use std::sync::Arc;
 
@@ -371,15 +372,8 @@ impl Tree for GraftTree {
         }
     }
 
-    fn setxattr(
-        &self,
-        ino: Ino,
-        name: &[u8],
-        value: &[u8],
-        create: bool,
-        replace: bool,
-    ) -> Result<(), Error> {
-        self.volume.setxattr(writable(ino)?, name, value, create, replace)
+    fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], how: SetXattr) -> Result<(), Error> {
+        self.volume.setxattr(writable(ino)?, name, value, how)
     }
 
     fn listxattr(&self, ino: Ino) -> Result<Vec<u8>, Error> {

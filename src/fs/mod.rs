@@ -9,7 +9,7 @@ pub mod package;
 pub mod swap;
 pub mod volume;
 
-pub use attr::{Attr, Kind, SetAttr, Time};
+pub use attr::{Attr, Kind, SetAttr, SetXattr, Time};
 pub use error::Error;
 
 /// An inode number; never reused within a volume. The root directory is 1.
@@ -238,15 +238,8 @@ pub trait Tree: Send + Sync {
     fn statfs(&self) -> Result<StatFs, Error>;
     /// Value of an extended attribute.
     fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>, Error>;
-    /// Sets an extended attribute; `create` and `replace` are `XATTR_CREATE` and `XATTR_REPLACE`.
-    fn setxattr(
-        &self,
-        ino: Ino,
-        name: &[u8],
-        value: &[u8],
-        create: bool,
-        replace: bool,
-    ) -> Result<(), Error>;
+    /// Sets an extended attribute.
+    fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], how: SetXattr) -> Result<(), Error>;
     /// Names, each followed by a NUL byte.
     fn listxattr(&self, ino: Ino) -> Result<Vec<u8>, Error>;
     /// Removes an extended attribute.

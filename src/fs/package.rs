@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use super::attr::{Attr, Kind, Time};
-use super::{Allocate, Caller, DirEntry, Error, Ino, RenameFlags, Seek, SetAttr, StatFs, Tree};
+use super::{
+    Allocate, Caller, DirEntry, Error, Ino, RenameFlags, Seek, SetAttr, SetXattr, StatFs, Tree,
+};
 use crate::package::{Content, Index, Node, NodeId, Package, ReadError};
 
 /// Bytes that are decompressed while an event loop waits; more is for somebody else to do.
@@ -251,7 +253,7 @@ impl Tree for PackageTree {
         Err(Error::ReadOnly)
     }
 
-    fn setxattr(&self, _: Ino, _: &[u8], _: &[u8], _: bool, _: bool) -> Result<(), Error> {
+    fn setxattr(&self, _: Ino, _: &[u8], _: &[u8], _: SetXattr) -> Result<(), Error> {
         Err(Error::ReadOnly)
     }
 

@@ -14,7 +14,8 @@ use parking_lot::RwLock;
 
 use super::volume::Refusal;
 use super::{
-    Allocate, Attr, Caller, DirEntry, Error, Ino, RenameFlags, Seek, SetAttr, StatFs, Tree,
+    Allocate, Attr, Caller, DirEntry, Error, Ino, RenameFlags, Seek, SetAttr, SetXattr, StatFs,
+    Tree,
 };
 
 /// The root directory, in every generation.
@@ -330,7 +331,7 @@ impl Tree for SwapTree {
         tree.getxattr(inner, name)
     }
 
-    fn setxattr(&self, _: Ino, _: &[u8], _: &[u8], _: bool, _: bool) -> Result<(), Error> {
+    fn setxattr(&self, _: Ino, _: &[u8], _: &[u8], _: SetXattr) -> Result<(), Error> {
         Err(Error::ReadOnly)
     }
 

@@ -6,7 +6,7 @@ use super::wire::{Body, Header, Reply, reply};
 use super::{
     Adapter, BLOCK_BYTES, Errno, NAME_BYTES_MAX, Operation, TTL, attempt, attr, reply_empty,
 };
-use crate::fs::Ino;
+use crate::fs::{Ino, SetXattr};
 
 impl Adapter {
     pub(super) fn getattr(&self, ino: Ino, reply: Reply) {
@@ -54,10 +54,11 @@ impl Adapter {
     }
 
     pub(super) fn setxattr(&self, ino: Ino, asked: &Body<'_>, reply: Reply) {
-        let Body::Setxattr { name, value, flags, .. } = *asked else { return };
+        let Body::Setxattr { name, value, flags, kill_sgid } = *asked else { return };
         let create = flags & libc::XATTR_CREATE != 0;
         let replace = flags & libc::XATTR_REPLACE != 0;
-        let set = || self.tree().setxattr(ino, name, value, create, replace);
+        let how = SetXattr { create, replace, kill_sgid };
+        let set = || self.tree().setxattr(ino, name, value, how);
         reply_empty(reply, attempt(Operation::Setxattr, ino, set));
     }
 

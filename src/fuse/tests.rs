@@ -18,8 +18,8 @@ use parking_lot::Mutex;
 use super::{IoUring, MountError, NoRings, Options, Session, loops};
 use crate::fs::attr::TimeOrNow;
 use crate::fs::{
-    Allocate, Attr, Caller, DirEntry, Error, Ino, Kind, RenameFlags, Seek, SetAttr, StatFs, Time,
-    Tree,
+    Allocate, Attr, Caller, DirEntry, Error, Ino, Kind, RenameFlags, Seek, SetAttr, SetXattr,
+    StatFs, Time, Tree,
 };
 use crate::sys::mount;
 
@@ -335,16 +335,9 @@ impl Tree for MemoryTree {
         self.node(ino, |node| node.xattrs.get(name).cloned())?.ok_or(Error::NoAttribute)
     }
 
-    fn setxattr(
-        &self,
-        ino: Ino,
-        name: &[u8],
-        value: &[u8],
-        create: bool,
-        _: bool,
-    ) -> Result<(), Error> {
+    fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], how: SetXattr) -> Result<(), Error> {
         self.node(ino, |node| {
-            if create && node.xattrs.contains_key(name) {
+            if how.create && node.xattrs.contains_key(name) {
                 return Err(Error::Exists);
             }
             node.xattrs.insert(name.to_vec(), value.to_vec());
@@ -610,7 +603,7 @@ fn extended_attributes() {
         output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
     };
     let ino = fs::metadata(&path).unwrap().ino();
-    mounted.tree.setxattr(ino, b"user.colour", b"blue", false, false).unwrap();
+    mounted.tree.setxattr(ino, b"user.colour", b"blue", SetXattr::default()).unwrap();
     let Ok(listed) = run("getfattr", &["--absolute-names", "-d"]) else {
         eprintln!("skipped: there is no getfattr");
         return;

@@ -209,6 +209,11 @@ impl Space {
         inner.first_fit || holes > few * times
     }
 
+    /// Whether large requests are laid out in long runs: holes are few.
+    pub fn lays_out_in_sequence(&self) -> bool {
+        !self.fills_holes(&self.inner.lock(), Class::Data, STREAM_SLOTS)
+    }
+
     /// Takes `count` slots that the disk has blocks for, so that writing them does not fail for
     /// lack of space.
     ///

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 /// Time between epochs while anything is dirty.
 const EPOCH_INTERVAL: Duration = Duration::from_secs(5);
-/// Pages that are moved out of nearly empty segments between two epochs: 16 MiB.
-const EVACUATED_PAGES: u64 = 4096;
+/// Pages that are moved out of nearly empty segments between two epochs, and pages that are brought
+/// together: 16 MiB each.
+const MOVED_PAGES: u64 = 4096;
 
 #[derive(Default)]
 struct Signal {
@@ -87,6 +88,7 @@ fn run(volume: &Weak<Volume>, signal: &(Mutex<Signal>, Condvar)) {
         }
         volume.epochs.has_space();
         sparse.step(&volume);
+        volume.defragment(MOVED_PAGES);
         crate::sys::memory::trim_heap();
         deadline = Instant::now() + EPOCH_INTERVAL;
         if volume.cuts.first().is_some() {
@@ -114,7 +116,7 @@ impl Sparse {
             self.current = sparse.map(|segment| Evacuation::new(volume, segment));
         }
         let Some(current) = &mut self.current else { return };
-        match current.step(volume, EVACUATED_PAGES) {
+        match current.step(volume, MOVED_PAGES) {
             Ok(false) => return,
             Ok(true) => {}
             // Space may come back; what cannot be read will not.

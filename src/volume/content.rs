@@ -117,6 +117,15 @@ impl Volume {
         let adjacent = |a: &(u64, PagePointer), b: &(u64, PagePointer)| {
             a.1.slot.0 + 1 == b.1.slot.0 && a.1.slot.segment() == b.1.slot.segment()
         };
+        let places = pointers.chunk_by(adjacent).count();
+        if places > 1 {
+            self.apart.note(ino, &pointers, places);
+            // The disk reads all of them at once, and not each after the one before.
+            for group in pointers.chunk_by(adjacent) {
+                let (slot, bytes) = (group[0].1.slot, group.len() * PAGE_BYTES);
+                self.storage.will_read(FileId::Segment(slot.segment()), slot.offset(), bytes);
+            }
+        }
         for group in pointers.chunk_by(adjacent).flat_map(|group| group.chunks(READ_PAGES_MAX)) {
             self.read_group(ino, group, offset, buffer)?;
         }

@@ -10,10 +10,10 @@ use crate::epoch::CommitOptions;
 use crate::format::log::page_sum;
 use crate::format::map::PageMap;
 use crate::format::record::{self, Table};
-use crate::format::{PAGE_BYTES, RUN_PAGES};
-use crate::space::Class;
+use crate::format::{PAGE_BYTES, RUN_PAGES, Slot};
+use crate::space::{Class, slots_of};
 use crate::storage::FileId;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 /// Page maps that are looked at in one piece.
 const MAPS_AT_ONCE: usize = 4096;
@@ -49,7 +49,10 @@ impl Evacuation {
             let (found, next) = volume.maps_into(self.segment, &from)?;
             for key in found {
                 let (ino, run) = (record::owner(&key), run_of(&key));
-                self.moved += volume.move_pages(ino, run, self.segment)?;
+                let segment = self.segment;
+                self.moved += volume.move_pages(ino, run..run + 1, &move |pages| {
+                    pages.retain(|(_, slot)| slot.segment() == segment);
+                })?;
             }
             // What was left can be used again when this epoch and the next are durable.
             self.epoch = volume.epochs.open_epoch() + 1;
@@ -72,6 +75,9 @@ impl Evacuation {
         log::debug!("moved {} pages out of data/{:08}", self.moved, self.segment);
     }
 }
+
+/// Leaves those pages, by number and slot, that are to be moved.
+pub(super) type Choose = dyn Fn(&mut Vec<(u64, Slot)>);
 
 impl Volume {
     /// Moves every page of a segment elsewhere, and returns how many were moved.
@@ -123,38 +129,48 @@ impl Volume {
         Ok((found, next))
     }
 
-    /// Moves the pages of a run that are in `segment`. What was cut off is left to go by itself.
-    fn move_pages(&self, ino: u64, run: u64, segment: u32) -> Result<u64, Error> {
+    /// Moves those pages of some runs that `choose` leaves of all, into as few places as can be;
+    /// returns how many. What was cut off is left to go by itself.
+    pub(super) fn move_pages(
+        &self,
+        ino: u64,
+        runs: Range<u64>,
+        choose: &Choose,
+    ) -> Result<u64, Error> {
         let _content = self.content_lock(ino).read();
         let _lock = self.lock_inodes(&[ino]);
         let _pin = self.epochs.pin();
-        let mut map = self.page_map(ino, run)?;
-        let in_segment = |page: &usize| {
-            map.pages[*page].is_some_and(|pointer| pointer.slot.segment() == segment)
-        };
-        let moving: Vec<usize> = (0..RUN_PAGES as usize).filter(in_segment).collect();
-        if moving.is_empty() {
-            return Ok(0);
+        let first_run = runs.start;
+        let mut maps = Vec::new();
+        let mut moving = Vec::new();
+        for run in runs {
+            let map = self.page_map(ino, run)?;
+            let pages = (run * RUN_PAGES..).zip(&map.pages);
+            moving.extend(pages.filter_map(|(page, pointer)| Some((page, (*pointer)?.slot))));
+            maps.push((run, map));
         }
+        choose(&mut moving);
+        let Some(&(first, _)) = moving.first() else { return Ok(0) };
         let mut sealed = vec![0; moving.len() * PAGE_BYTES];
-        for (&page, sealed) in moving.iter().zip(sealed.chunks_exact_mut(PAGE_BYTES)) {
-            let slot = map.pages[page].expect("filtered").slot;
-            self.storage.read_at(FileId::Segment(segment), slot.offset(), sealed).map_err(
-                |source| Error::Storage {
-                    what: format!("moving page {page} of run {run} of inode {ino}"),
-                    source: Box::new(source),
-                },
-            )?;
+        for (&(page, slot), sealed) in moving.iter().zip(sealed.chunks_exact_mut(PAGE_BYTES)) {
+            let file = FileId::Segment(slot.segment());
+            self.storage.read_at(file, slot.offset(), sealed).map_err(|source| Error::Storage {
+                what: format!("moving page {page} of inode {ino}"),
+                source: Box::new(source),
+            })?;
         }
-        let runs = self.write_slots(ino, run * RUN_PAGES, &sealed)?;
-        let slots = crate::space::slots_of(&runs);
-        for (&page, slot) in moving.iter().zip(slots) {
-            map.pages[page].as_mut().expect("filtered").slot = slot;
+        let placed = self.write_slots(ino, first, &sealed)?;
+        for (&(page, _), slot) in moving.iter().zip(slots_of(&placed)) {
+            let (_, map) = &mut maps[(page / RUN_PAGES - first_run) as usize];
+            map.pages[(page % RUN_PAGES) as usize].as_mut().expect("it is moved").slot = slot;
         }
         let sums: Vec<u64> = sealed.chunks_exact(PAGE_BYTES).map(page_sum).collect();
-        let mut change = self.change(true).inspect_err(|_| self.epochs.space.release(&runs))?;
-        change.put_map(self.cipher, ino, run, &map);
-        change.refer_to(&runs, &sums);
+        let mut change = self.change(true).inspect_err(|_| self.epochs.space.release(&placed))?;
+        maps.retain(|(run, _)| moving.iter().any(|(page, _)| page / RUN_PAGES == *run));
+        for (run, map) in &maps {
+            change.put_map(self.cipher, ino, *run, map);
+        }
+        change.refer_to(&placed, &sums);
         change.note_freed(moving.len() as u64);
         Ok(moving.len() as u64)
     }

@@ -5,6 +5,7 @@ pub mod check;
 mod content;
 mod cuts;
 mod data_keys;
+mod defragment;
 mod discard;
 mod evacuate;
 pub mod inspect;
@@ -34,6 +35,7 @@ use crate::storage::{Shadow, Storage};
 use background::Background;
 use cuts::Cuts;
 use data_keys::DataKeys;
+use defragment::Apart;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use path::DamageLog;
 use promises::Promises;
@@ -195,6 +197,7 @@ pub struct Volume {
     cuts: Cuts,
     promises: Promises,
     background: Background,
+    apart: Apart,
     damage_log: DamageLog,
     before_epoch: OnceLock<BeforeEpoch>,
     read_only: bool,
@@ -311,6 +314,7 @@ impl Volume {
             cuts,
             promises: Promises::default(),
             background: Background::new(),
+            apart: Apart::default(),
             damage_log: DamageLog::new(),
             before_epoch: OnceLock::new(),
             read_only: options.read_only,

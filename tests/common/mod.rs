@@ -91,8 +91,17 @@ impl Volumes {
         &self,
         storage: &Arc<dyn Storage>,
     ) -> Result<(Arc<Volume>, OpenReport), OpenError> {
+        self.open_laying_out(storage, true)
+    }
+
+    /// Opens it; what is written takes the first free slots, or lies in sequence as on real disks.
+    pub fn open_laying_out(
+        &self,
+        storage: &Arc<dyn Storage>,
+        first_fit: bool,
+    ) -> Result<(Arc<Volume>, OpenReport), OpenError> {
         let options =
-            OpenOptions { node_cache_bytes: 1 << 20, first_fit: true, ..OpenOptions::default() };
+            OpenOptions { node_cache_bytes: 1 << 20, first_fit, ..OpenOptions::default() };
         let (keys, config) = (self.keys.clone(), &self.config);
         Volume::open(storage.clone(), keys, self.id, self.cipher, config, &options)
     }

@@ -19,7 +19,7 @@ const IMAGES_MIN: usize = 20_000;
 const IMAGES_MIN_FULL: usize = 200_000;
 /// Pairs of operations that a short run draws, and triples that a full one does.
 const BOUNDED_PAIRS: usize = 150;
-const BOUNDED_TRIPLES: usize = 2_000;
+const BOUNDED_TRIPLES: usize = 500;
 /// What is written within the end of an epoch, at most.
 const NESTED_BYTES_MAX: usize = 48 << 10;
 /// Failures that are printed.
@@ -55,7 +55,7 @@ fn families() -> Vec<Family> {
         twos.truncate(BOUNDED_PAIRS);
     }
     let threes = if full { bounded::of_length_three(BOUNDED_TRIPLES, random) } else { Vec::new() };
-    let seeds = if full { 500 } else { 30 };
+    let seeds = if full { 120 } else { 30 };
     let seeds = (0..seeds).map(|number| base_seed() * 100_000 + number);
     let written = all_written();
     let ended = written.iter().flat_map(|script| with_epochs(script, random)).collect();
@@ -81,7 +81,7 @@ fn with_epochs(script: &Script, random: &mut Random) -> Vec<Script> {
         return Vec::new();
     }
     let mut copies = Vec::new();
-    for _ in 0..if is_full() { 8 } else { 1 } {
+    for _ in 0..if is_full() { 3 } else { 1 } {
         let at = random.below(script.ops.len() as u64) as usize;
         let mut ended = script.clone();
         ended.name = format!("{}-epoch-after-{at}", script.name);

@@ -9,7 +9,7 @@ use atrest::crypto::Cipher;
 use atrest::epoch::CommitOptions;
 use atrest::fs::attr::TimeOrNow;
 use atrest::fs::volume::VolumeTree;
-use atrest::fs::{Allocate, Caller, Error, Ino, RenameFlags, SetAttr, Time, Tree};
+use atrest::fs::{Allocate, Caller, Error, Ino, RenameFlags, SetAttr, SetXattr, Time, Tree};
 use atrest::storage::Storage;
 use atrest::storage::sim::{Replay, SimDisk};
 use parking_lot::Mutex;
@@ -349,7 +349,7 @@ impl Runner {
             }
             Op::SetXattr(path, name, length, byte) => {
                 let value = vec![*byte; *length];
-                self.tree.setxattr(self.find(path)?, name.as_bytes(), &value, false, false)
+                self.tree.setxattr(self.find(path)?, name.as_bytes(), &value, SetXattr::default())
             }
             Op::RemoveXattr(path, name) => self.tree.removexattr(self.find(path)?, name.as_bytes()),
             Op::Open(..)

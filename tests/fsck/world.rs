@@ -6,7 +6,7 @@ use atrest::epoch::{Epochs, OpenOptions};
 use atrest::format::Slot;
 use atrest::format::node::Node;
 use atrest::fs::volume::VolumeTree;
-use atrest::fs::{Allocate, Caller, RenameFlags, Tree};
+use atrest::fs::{Allocate, Caller, RenameFlags, SetXattr, Tree};
 use atrest::storage::sim::{Random, SimDisk};
 use atrest::storage::{FileId, Storage};
 use atrest::tree::{Place, Visitor};
@@ -84,8 +84,9 @@ impl World {
         tree.mknod(CALLER, ROOT, b"pipe", libc::S_IFIFO | 0o644, 0).expect("mknod");
         let page = tree.lookup(ROOT, b"page").expect("lookup").ino;
         tree.link(page, deep, b"linked").expect("link");
-        tree.setxattr(page, b"user.long", &pattern(7, 9000), false, false).expect("setxattr");
-        tree.setxattr(page, b"user.empty", b"", false, false).expect("setxattr");
+        tree.setxattr(page, b"user.long", &pattern(7, 9000), SetXattr::default())
+            .expect("setxattr");
+        tree.setxattr(page, b"user.empty", b"", SetXattr::default()).expect("setxattr");
         drop(tree);
         volume.close().expect("close");
     }
@@ -284,7 +285,7 @@ impl World {
                 }
                 (5, Ok(ino)) => {
                     let value = pattern(step, random.below(5000) as usize);
-                    tree.setxattr(ino, b"user.a", &value, false, false).expect("setxattr");
+                    tree.setxattr(ino, b"user.a", &value, SetXattr::default()).expect("setxattr");
                 }
                 (6, Ok(ino)) => drop(tree.removexattr(ino, b"user.a")),
                 (7, Ok(ino)) => {

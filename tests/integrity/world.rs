@@ -3,7 +3,7 @@
 use crate::common::Volumes;
 use atrest::crypto::Cipher;
 use atrest::fs::volume::VolumeTree;
-use atrest::fs::{Caller, Ino, Kind, RenameFlags, SetAttr, Tree};
+use atrest::fs::{Caller, Ino, Kind, RenameFlags, SetAttr, SetXattr, Tree};
 use atrest::storage::sim::SimDisk;
 use atrest::storage::{FileId, Storage};
 use std::collections::BTreeMap;
@@ -261,7 +261,9 @@ impl History<'_> {
         }
         self.tree.symlink(CALLER, dir, b"link", b"../pages").expect("symlink");
         self.note();
-        self.tree.setxattr(pages, b"user.key", &pattern(4, 3000), false, false).expect("xattr");
+        self.tree
+            .setxattr(pages, b"user.key", &pattern(4, 3000), SetXattr::default())
+            .expect("xattr");
         self.note();
     }
 

@@ -4,7 +4,7 @@ use atrest::crypto::Cipher;
 use atrest::fs::acl;
 use atrest::fs::attr::TimeOrNow;
 use atrest::fs::volume::SIZE_BYTES_MAX;
-use atrest::fs::{Allocate, Caller, Error, RenameFlags, Seek, SetAttr, Time, Tree};
+use atrest::fs::{Allocate, Caller, Error, RenameFlags, Seek, SetAttr, SetXattr, Time, Tree};
 
 use crate::backing::Backing;
 use crate::reference::ROOT;
@@ -39,7 +39,7 @@ fn acl_and_mode_follow_each_other() {
     let tree = &mounted.tree;
     let ino = tree.mknod(CALLER, ROOT, b"file", 0o100666, 0).unwrap().ino;
     assert_eq!(tree.getattr(ino).unwrap().permissions, 0o640, "the umask applies");
-    tree.setxattr(ino, acl::ACCESS, &default_acl(), false, false).unwrap();
+    tree.setxattr(ino, acl::ACCESS, &default_acl(), SetXattr::default()).unwrap();
     assert_eq!(tree.getattr(ino).unwrap().permissions, 0o750, "the mode follows the ACL");
 
     let set = SetAttr { permissions: Some(0o604), ..SetAttr::default() };
@@ -48,12 +48,37 @@ fn acl_and_mode_follow_each_other() {
     assert_eq!(tree.getxattr(ino, acl::ACCESS).unwrap(), followed, "the ACL follows the mode");
 
     let minimal = list(&[(1, 6, NONE), (4, 4, NONE), (0x20, 0, NONE)]);
-    tree.setxattr(ino, acl::ACCESS, &minimal, false, false).unwrap();
+    tree.setxattr(ino, acl::ACCESS, &minimal, SetXattr::default()).unwrap();
     assert_eq!(tree.getattr(ino).unwrap().permissions, 0o640);
     assert_eq!(errno(tree.getxattr(ino, acl::ACCESS)), libc::ENODATA, "it is the mode");
     assert_eq!(tree.listxattr(ino).unwrap(), b"");
-    assert_eq!(errno(tree.setxattr(ino, acl::ACCESS, b"junk", false, false)), libc::EOPNOTSUPP);
-    assert_eq!(errno(tree.setxattr(ino, acl::DEFAULT, &minimal, false, false)), libc::EPERM);
+    assert_eq!(
+        errno(tree.setxattr(ino, acl::ACCESS, b"junk", SetXattr::default())),
+        libc::EOPNOTSUPP
+    );
+    assert_eq!(errno(tree.setxattr(ino, acl::DEFAULT, &minimal, SetXattr::default())), libc::EPERM);
+}
+
+/// An access ACL takes set-group-ID away where the kernel says that whoever sets it may not have
+/// it; a default ACL does not, nor does another attribute.
+#[test]
+fn an_acl_clears_set_group_id() {
+    let mounted = Backing::new(Cipher::Aes256Gcm).open(false);
+    let tree = &mounted.tree;
+    let killing = SetXattr { kill_sgid: true, ..SetXattr::default() };
+    let minimal = list(&[(1, 7, NONE), (4, 5, NONE), (0x20, 0, NONE)]);
+    let directory = tree.mkdir(CALLER, ROOT, b"directory", 0o777).unwrap().ino;
+    let set_gid = SetAttr { permissions: Some(0o2750), ..SetAttr::default() };
+    let mode_after = |name: &[u8], value: &[u8], how: SetXattr| {
+        tree.setattr(directory, &set_gid).unwrap();
+        tree.setxattr(directory, name, value, how).unwrap();
+        tree.getattr(directory).unwrap().permissions
+    };
+    assert_eq!(mode_after(acl::ACCESS, &default_acl(), SetXattr::default()), 0o2750);
+    assert_eq!(mode_after(acl::ACCESS, &default_acl(), killing), 0o750);
+    assert_eq!(mode_after(acl::ACCESS, &minimal, killing), 0o750, "it is kept as the mode alone");
+    assert_eq!(mode_after(acl::DEFAULT, &default_acl(), killing), 0o2750);
+    assert_eq!(mode_after(b"user.name", b"value", killing), 0o2750);
 }
 
 #[test]
@@ -62,7 +87,7 @@ fn a_default_acl_takes_the_place_of_the_umask() {
     let tree = &mounted.tree;
     let parent = tree.mkdir(CALLER, ROOT, b"dir", 0o777).unwrap().ino;
     assert_eq!(tree.getattr(parent).unwrap().permissions, 0o750);
-    tree.setxattr(parent, acl::DEFAULT, &default_acl(), false, false).unwrap();
+    tree.setxattr(parent, acl::DEFAULT, &default_acl(), SetXattr::default()).unwrap();
     assert_eq!(tree.getattr(parent).unwrap().permissions, 0o750, "a default ACL grants nothing");
 
     let file = tree.create(CALLER, parent, b"file", 0o666).unwrap().0;
@@ -94,7 +119,7 @@ fn writing_and_changing_the_owner_take_privileges_away() {
         let ino = tree.mknod(CALLER, ROOT, name, 0o100750, 0).unwrap().ino;
         let set = SetAttr { permissions: Some(0o6755), ..SetAttr::default() };
         tree.setattr(ino, &set).unwrap();
-        tree.setxattr(ino, b"security.capability", b"caps", false, false).unwrap();
+        tree.setxattr(ino, b"security.capability", b"caps", SetXattr::default()).unwrap();
         ino
     };
     let check = |ino, what| {
@@ -143,20 +168,20 @@ fn limits_are_those_that_are_documented() {
     assert_eq!(errno(tree.fallocate(ino, SIZE_BYTES_MAX, 1, reserve)), libc::EFBIG);
 
     let value = vec![7; 65_536];
-    tree.setxattr(ino, b"user.large", &value, false, false).unwrap();
+    tree.setxattr(ino, b"user.large", &value, SetXattr::default()).unwrap();
     assert_eq!(tree.getxattr(ino, b"user.large").unwrap(), value);
     let value = vec![7; 65_537];
-    assert_eq!(errno(tree.setxattr(ino, b"user.larger", &value, false, false)), libc::E2BIG);
+    assert_eq!(errno(tree.setxattr(ino, b"user.larger", &value, SetXattr::default())), libc::E2BIG);
     for (name, refusal) in [
         (&b"system.other"[..], libc::EOPNOTSUPP),
         (b"name", libc::EOPNOTSUPP),
         (b"user.", libc::EINVAL),
     ] {
-        assert_eq!(errno(tree.setxattr(ino, name, b"", false, false)), refusal, "{name:?}");
+        assert_eq!(errno(tree.setxattr(ino, name, b"", SetXattr::default())), refusal, "{name:?}");
     }
     let mut errnos = (0..300).map(|number| {
         let name = format!("user.{number:0250}");
-        errno(tree.setxattr(ino, name.as_bytes(), b"", false, false))
+        errno(tree.setxattr(ino, name.as_bytes(), b"", SetXattr::default()))
     });
     assert_eq!(errnos.find(|errno| *errno != 0), Some(libc::ENOSPC), "more could not be listed");
     assert!(tree.listxattr(ino).unwrap().len() <= 65_536);

@@ -6,7 +6,7 @@ use atrest::crypto::Cipher;
 use atrest::fs::attr::TimeOrNow;
 use atrest::fs::volume::VolumeTree;
 use atrest::fs::{
-    Allocate, Attr, Caller, Error, Ino, Kind, RenameFlags, Seek, SetAttr, Time, Tree,
+    Allocate, Attr, Caller, Error, Ino, Kind, RenameFlags, Seek, SetAttr, SetXattr, Time, Tree,
 };
 
 use crate::backing::{Backing, Mounted};
@@ -411,7 +411,8 @@ impl World {
             }
             Operation::SetXattr { ino, name, length, create, replace } => {
                 let value = random.bytes(*length);
-                let got = self.tree().setxattr(*ino, name, &value, *create, *replace);
+                let how = SetXattr { create: *create, replace: *replace, kill_sgid: false };
+                let got = self.tree().setxattr(*ino, name, &value, how);
                 let has = self.reference.node(*ino).map(|node| node.xattrs.contains_key(name));
                 let want = match has {
                     Ok(true) if *create => Err(libc::EEXIST),

@@ -162,4 +162,23 @@ fn users_may_what_modes_and_lists_say() {
     let of = |name: &str| fs::metadata(mounted.join(name)).unwrap();
     assert_eq!((of("g/sub").gid(), of("g/sub").mode() & 0o2000), (4321, 0o2000));
     assert_eq!((of("g/file").gid(), of("g/file").uid()), (4321, 1234));
+    // chmod(2): who is not in the group may not keep set-group-ID. The kernel says so from 5.14 on.
+    let file = mounted.join("g/file");
+    open(&file, 0o2755);
+    setxattr(&file, ACCESS, &readable, XattrFlags::empty()).unwrap();
+    assert_eq!(of("g/file").mode() & 0o2000, 0o2000, "root may keep it");
+    assert!(as_user("1234", "setfacl -m u:99:r g/file"));
+    if tells_of_groups() {
+        assert_eq!(of("g/file").mode() & 0o2000, 0, "its owner is not in the group");
+    } else {
+        eprintln!("skipped: this kernel does not say who sets an ACL");
+    }
+}
+
+/// Whether the kernel sends `FUSE_SETXATTR_ACL_KILL_SGID`.
+fn tells_of_groups() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("a version");
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|text| text.parse::<u32>());
+    let mut next = || numbers.next().and_then(Result::ok).unwrap_or_default();
+    (next(), next()) >= (5, 14)
 }

@@ -6,7 +6,7 @@ use crate::common::Volumes;
 use atrest::crypto::Cipher;
 use atrest::fs::attr::TimeOrNow;
 use atrest::fs::volume::VolumeTree;
-use atrest::fs::{Allocate, Caller, Error, RenameFlags, Seek, SetAttr, Time, Tree};
+use atrest::fs::{Allocate, Caller, Error, RenameFlags, Seek, SetAttr, SetXattr, Time, Tree};
 use atrest::storage::Storage;
 use atrest::storage::sim::SimDisk;
 use std::collections::BTreeMap;
@@ -42,7 +42,7 @@ fn set(tree: &VolumeTree, path: &str, change: SetAttr) -> Result<(), Error> {
 }
 
 fn xattr(tree: &VolumeTree, path: &str, name: &[u8], bytes: usize) -> Result<(), Error> {
-    tree.setxattr(find(tree, path)?, name, &pattern(1, bytes), false, false)
+    tree.setxattr(find(tree, path)?, name, &pattern(1, bytes), SetXattr::default())
 }
 
 fn allocate(tree: &VolumeTree, offset: u64, length: u64, what: Allocate) -> Result<(), Error> {
@@ -130,7 +130,7 @@ const MAKES: &[Operation] = &[
     ("setxattr of 64 KiB", Refuse, |t| xattr(t, "paged", b"trusted.new", 65_536)),
     ("setxattr that grows", Refuse, |t| xattr(t, "small", b"user.small", 60_000)),
     ("set an ACL", Refuse, |t| {
-        t.setxattr(find(t, "small")?, b"system.posix_acl_access", &acl(), false, false)
+        t.setxattr(find(t, "small")?, b"system.posix_acl_access", &acl(), SetXattr::default())
     }),
 ];
 
@@ -237,7 +237,7 @@ fn furnish(tree: &VolumeTree) -> Result<(), Error> {
     for name in ["d", "empty"] {
         tree.mkdir(CALLER, ROOT, name.as_bytes(), 0o2755)?;
     }
-    tree.setxattr(find(tree, "d")?, ACL_DEFAULT, &acl(), false, false)?;
+    tree.setxattr(find(tree, "d")?, ACL_DEFAULT, &acl(), SetXattr::default())?;
     tree.mkdir(CALLER, find(tree, "d")?, b"inner", 0o755)?;
     tree.symlink(CALLER, ROOT, b"link", b"target")?;
     xattr(tree, "small", b"user.small", 10)?;

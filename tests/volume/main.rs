@@ -4,6 +4,7 @@
 mod allocate;
 #[path = "../common/mod.rs"]
 mod common;
+mod defragment;
 mod evacuate;
 mod every;
 mod fsync;

@@ -14,7 +14,8 @@ use parking_lot::{Mutex, RwLock};
 use super::handle::Handles;
 use super::{VolumeTree, recover_except};
 use crate::fs::{
-    Allocate, Attr, Caller, DirEntry, Error, Ino, RenameFlags, Seek, SetAttr, StatFs, Tree,
+    Allocate, Attr, Caller, DirEntry, Error, Ino, RenameFlags, Seek, SetAttr, SetXattr, StatFs,
+    Tree,
 };
 use crate::volume::Volume;
 
@@ -319,15 +320,8 @@ impl Tree for GatedTree {
         self.serve(|tree| tree.getxattr(ino, name))
     }
 
-    fn setxattr(
-        &self,
-        ino: Ino,
-        name: &[u8],
-        value: &[u8],
-        create: bool,
-        replace: bool,
-    ) -> Result<(), Error> {
-        self.serve(|tree| tree.setxattr(ino, name, value, create, replace))
+    fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], how: SetXattr) -> Result<(), Error> {
+        self.serve(|tree| tree.setxattr(ino, name, value, how))
     }
 
     fn listxattr(&self, ino: Ino) -> Result<Vec<u8>, Error> {

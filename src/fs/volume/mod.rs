@@ -28,7 +28,8 @@ use std::sync::Arc;
 use parking_lot::{Mutex, RwLock};
 
 use super::{
-    Allocate, Attr, Caller, DirEntry, Error, Ino, RenameFlags, Seek, SetAttr, StatFs, Tree,
+    Allocate, Attr, Caller, DirEntry, Error, Ino, RenameFlags, Seek, SetAttr, SetXattr, StatFs,
+    Tree,
 };
 use crate::format::record::Inode;
 use crate::volume::{self, Volume};
@@ -359,15 +360,8 @@ impl Tree for VolumeTree {
         self.get_xattr(ino, name)
     }
 
-    fn setxattr(
-        &self,
-        ino: Ino,
-        name: &[u8],
-        value: &[u8],
-        create: bool,
-        replace: bool,
-    ) -> Result<(), Error> {
-        self.set_xattr(ino, name, value, xattr::Expect { absent: create, present: replace })
+    fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], how: SetXattr) -> Result<(), Error> {
+        self.set_xattr(ino, name, value, how)
     }
 
     fn listxattr(&self, ino: Ino) -> Result<Vec<u8>, Error> {

@@ -3,7 +3,7 @@
 use super::edit::kind;
 use super::{Ino, VolumeTree};
 use crate::format::record::Inode;
-use crate::fs::{Error, Kind, acl, acl::Acl};
+use crate::fs::{Error, Kind, SetXattr, acl, acl::Acl};
 
 /// Longest name in bytes (`XATTR_NAME_MAX`).
 const NAME_BYTES_MAX: usize = 255;
@@ -15,13 +15,6 @@ const LIST_BYTES_MAX: usize = 65_536;
 const PREFIXES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
 /// File capabilities, which go when the file is written to.
 const CAPABILITY: &[u8] = b"security.capability";
-
-/// What must be true of an attribute that is set.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Expect {
-    pub absent: bool,
-    pub present: bool,
-}
 
 impl VolumeTree {
     pub(super) fn get_xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>, Error> {
@@ -45,7 +38,7 @@ impl VolumeTree {
         ino: Ino,
         name: &[u8],
         value: &[u8],
-        expect: Expect,
+        how: SetXattr,
     ) -> Result<(), Error> {
         check_name(name)?;
         if value.len() > VALUE_BYTES_MAX {
@@ -55,15 +48,18 @@ impl VolumeTree {
         let _locks = self.volume.lock_inodes(&[ino]);
         let mut inode = self.inode(ino)?;
         let old = self.xattr(ino, &inode, name)?;
-        match (&old, expect) {
-            (Some(_), Expect { absent: true, .. }) => return Err(Error::Exists),
-            (None, Expect { present: true, .. }) => return Err(Error::NoAttribute),
+        match (&old, how) {
+            (Some(_), SetXattr { create: true, .. }) => return Err(Error::Exists),
+            (None, SetXattr { replace: true, .. }) => return Err(Error::NoAttribute),
             _ => {}
         }
         let value = match &list {
             None => Some(value.to_vec()),
             Some(list) => accept_acl(&mut inode, name, list.as_ref())?,
         };
+        if how.kill_sgid && name == acl::ACCESS {
+            inode.mode &= !libc::S_ISGID;
+        }
         let old_bytes = old.map(|value| value.len());
         let Some(value) = value else { return self.put_without(ino, inode, name, old_bytes) };
         if old_bytes.is_none() {
