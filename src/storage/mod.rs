@@ -67,11 +67,6 @@ pub trait Storage: Send + Sync {
     fn read_uncached_at(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.read_at(file, offset, buffer)
     }
-    /// Says that a small piece is about to be read, before others are: the disk can begin with all
-    /// of them. A hint.
-    fn will_read(&self, file: FileId, offset: u64, bytes: usize) {
-        let _ = (file, offset, bytes);
-    }
     /// As [`Storage::write_at`], of bytes that nobody will want again soon: a large piece is on its
     /// way to the disk at once, and need not stay in the page cache.
     fn write_uncached_at(&self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {

@@ -1,11 +1,11 @@
 //! The real directory.
 
-use super::uncached::{UNCACHED_BYTES, Uncached};
+use super::uncached::Uncached;
 use super::{Capacity, FileId, Storage};
 use crate::sys::files;
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, PosixFadviseAdvice};
+use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{Mode, SFlag, fstatat};
 use nix::unistd::UnlinkatFlags;
 use parking_lot::RwLock;
@@ -221,19 +221,6 @@ impl Storage for OsStorage {
 
     fn read_uncached_at(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.uncached.read_exact_at(&*self.file(file)?, buffer, offset)
-    }
-
-    fn will_read(&self, file: FileId, offset: u64, bytes: usize) {
-        // What passes the page cache is read in one piece anyhow.
-        if bytes >= UNCACHED_BYTES {
-            return;
-        }
-        if let (Ok(open), Ok(offset), Ok(bytes)) =
-            (self.file(file), offset.try_into(), bytes.try_into())
-        {
-            let advice = PosixFadviseAdvice::POSIX_FADV_WILLNEED;
-            let _ = nix::fcntl::posix_fadvise(&*open, offset, bytes, advice);
-        }
     }
 
     fn write_uncached_at(&self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {

@@ -118,14 +118,7 @@ impl Volume {
             a.1.slot.0 + 1 == b.1.slot.0 && a.1.slot.segment() == b.1.slot.segment()
         };
         let places = pointers.chunk_by(adjacent).count();
-        if places > 1 {
-            self.apart.note(ino, &pointers, places);
-            // The disk reads all of them at once, and not each after the one before.
-            for group in pointers.chunk_by(adjacent) {
-                let (slot, bytes) = (group[0].1.slot, group.len() * PAGE_BYTES);
-                self.storage.will_read(FileId::Segment(slot.segment()), slot.offset(), bytes);
-            }
-        }
+        self.apart.note(ino, &pointers, places);
         for group in pointers.chunk_by(adjacent).flat_map(|group| group.chunks(READ_PAGES_MAX)) {
             self.read_group(ino, group, offset, buffer)?;
         }
