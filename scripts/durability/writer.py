@@ -87,7 +87,7 @@ def direct_overwrites(chance, tag):
 def appends(chance, tag):
     """A log: records through the page cache, synced, closed or left to the kernel."""
     for turn in range(1 << 40):
-        bytes_left = chance.randrange(APPEND_BYTES_MAX)
+        bytes_left = chance.randrange(1, APPEND_BYTES_MAX)
         while bytes_left > 0:
             for _ in range(chance.randrange(1, 12)):
                 length = chance.choice([40, 300, 700, 5000, 20000])
