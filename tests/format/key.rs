@@ -386,16 +386,20 @@ fn a_volume_authorises_nothing() {
     }
 }
 
+/// A configuration with a slot of [`PublicKek`], and behind it one of the local store.
+fn vault_then_local(options: &ProviderOptions) -> Config {
+    let providers = [provider("vault:key", options), provider("local:", options)];
+    let borrowed: Vec<&dyn KekProvider> = providers.iter().map(|provider| &**provider).collect();
+    VolumeKeys::create_with_slots(VOLUME, Cipher::Aes256Gcm, &borrowed).expect("both are there").0
+}
+
 /// Whoever denies, disables or deletes a key means that: the next slot does not open the volume
 /// unless it is asked for. What is no decision about the key is passed over.
 #[test]
 fn a_denial_does_not_fall_through() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let (options, state) = PublicKek::options(directory.path());
-    let providers = [provider("vault:key", &options), provider("local:", &options)];
-    let borrowed: Vec<&dyn KekProvider> = providers.iter().map(|provider| &**provider).collect();
-    let (config, _) = VolumeKeys::create_with_slots(VOLUME, Cipher::Aes256Gcm, &borrowed)
-        .expect("both are there");
+    let config = vault_then_local(&options);
     assert_eq!((config.data().generation, config.data().slots.len()), (1, 2));
     assert_eq!(open(&config, &options).slot, 1);
     for denial in [1, 4, 5] {
@@ -424,10 +428,7 @@ fn a_denial_does_not_fall_through() {
 fn expired_keys_are_denied() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let (options, state) = PublicKek::options(directory.path());
-    let providers = [provider("vault:key", &options), provider("local:", &options)];
-    let borrowed: Vec<&dyn KekProvider> = providers.iter().map(|provider| &**provider).collect();
-    let (config, _) = VolumeKeys::create_with_slots(VOLUME, Cipher::Aes256Gcm, &borrowed)
-        .expect("both are there");
+    let config = vault_then_local(&options);
     let strict = ProviderOptions { expiry_denies: true, ..options.clone() };
     state.store(10, Ordering::Relaxed);
     assert_eq!(open(&config, &options).slot, 1);
