@@ -336,9 +336,7 @@ impl<'a> NodeWriter<'a> {
     }
 
     fn flush_copy(&self, copy: usize, pending: &[([Slot; 2], Page)]) -> io::Result<()> {
-        let next_to = |a: &([Slot; 2], Page), b: &([Slot; 2], Page)| {
-            a.0[copy].0 + 1 == b.0[copy].0 && a.0[copy].segment() == b.0[copy].segment()
-        };
+        let next_to = |a: &([Slot; 2], Page), b: &([Slot; 2], Page)| a.0[copy].is_before(b.0[copy]);
         for group in pending.chunk_by(next_to) {
             let bytes: Vec<u8> = group.iter().flat_map(|(_, page)| page.iter().copied()).collect();
             let (file, offset) =

@@ -48,6 +48,11 @@ impl Slot {
     pub fn offset(self) -> u64 {
         self.0 % SEGMENT_SLOTS * PAGE_BYTES as u64
     }
+
+    /// Whether `next` is the slot behind this one in the same segment file: one read has both.
+    pub fn is_before(self, next: Self) -> bool {
+        self.0 + 1 == next.0 && self.segment() == next.segment()
+    }
 }
 
 /// Where a tree node is and what it must be. This is what authenticates the tree from the

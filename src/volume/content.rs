@@ -114,9 +114,8 @@ impl Volume {
                 }
             }
         }
-        let adjacent = |a: &(u64, PagePointer), b: &(u64, PagePointer)| {
-            a.1.slot.0 + 1 == b.1.slot.0 && a.1.slot.segment() == b.1.slot.segment()
-        };
+        let adjacent =
+            |a: &(u64, PagePointer), b: &(u64, PagePointer)| a.1.slot.is_before(b.1.slot);
         let places = pointers.chunk_by(adjacent).count();
         self.apart.note(ino, &pointers, places);
         for group in pointers.chunk_by(adjacent).flat_map(|group| group.chunks(READ_PAGES_MAX)) {

@@ -67,7 +67,7 @@ impl Volume {
     fn bring_together(&self, ino: u64, piece: u64) -> Result<u64, Error> {
         let first = piece * PIECE_PAGES / RUN_PAGES;
         self.move_pages(ino, first..first + PIECE_PAGES / RUN_PAGES, &|pages| {
-            let places = pages.chunk_by(|a, b| a.1.0 + 1 == b.1.0).count();
+            let places = pages.chunk_by(|a, b| a.1.is_before(b.1)).count();
             if are_together(pages.len(), places) {
                 pages.clear();
             }

@@ -186,9 +186,8 @@ impl Checker<'_> {
             .into_iter()
             .filter(|(_, pointer)| self.medium.problem(pointer.slot).is_none())
             .collect();
-        let adjacent = |a: &(u64, PagePointer), b: &(u64, PagePointer)| {
-            a.1.slot.0 + 1 == b.1.slot.0 && a.1.slot.segment() == b.1.slot.segment()
-        };
+        let adjacent =
+            |a: &(u64, PagePointer), b: &(u64, PagePointer)| a.1.slot.is_before(b.1.slot);
         for group in present.chunk_by(adjacent) {
             self.read_group(ino, group, &key, size);
         }

@@ -130,7 +130,7 @@ impl Repair<'_> {
         match self.chunk_key(ino, chunk_of(first), state)? {
             Some(key) => {
                 let adjacent = |a: &(usize, u64, PagePointer), b: &(usize, u64, PagePointer)| {
-                    a.2.slot.0 + 1 == b.2.slot.0 && a.2.slot.segment() == b.2.slot.segment()
+                    a.2.slot.is_before(b.2.slot)
                 };
                 for group in check.chunk_by(adjacent) {
                     self.read_pages(ino, group, &key, &mut problems, state);
