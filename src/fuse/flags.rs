@@ -6,6 +6,8 @@ use crate::fs::{self, Allocate, Error, Seek};
 /// What is asked of the kernel where it offers it (fs/fuse/inode.c, Linux 5.10 to 6.18):
 ///
 /// - `WRITEBACK_CACHE`: writes land in the page cache; size, mtime and ctime are then the kernel's.
+///   Not where nothing is written: with it the kernel trusts no count of blocks after a `close`,
+///   not even of a file that was only read, and asks for attributes again (`fuse_flush`).
 /// - `PARALLEL_DIROPS`: lookups and readdirs in one directory are not serialised.
 /// - `DO_READDIRPLUS` with `READDIRPLUS_AUTO`: attributes come with the listing when a `stat` of
 ///   the entries follows.
@@ -22,21 +24,23 @@ use crate::fs::{self, Allocate, Error, Seek};
 /// Not asked for: `AUTO_INVAL_DATA` (would drop pages when sizes change), `POSIX_LOCKS` and
 /// `FLOCK_LOCKS` (locks are the kernel's), `NO_OPEN_SUPPORT` (handles report lost writes),
 /// `EXPORT_SUPPORT` (no lookup of "..").
-pub(super) const WANTED: u64 = init::ASYNC_READ
-    | init::BIG_WRITES
-    | init::WRITEBACK_CACHE
-    | init::PARALLEL_DIROPS
-    | init::DO_READDIRPLUS
-    | init::READDIRPLUS_AUTO
-    | init::CACHE_SYMLINKS
-    | init::NO_OPENDIR_SUPPORT
-    | init::ATOMIC_O_TRUNC
-    | init::HANDLE_KILLPRIV_V2
-    | init::POSIX_ACL
-    | init::DONT_MASK
-    | init::EXPLICIT_INVAL_DATA
-    | init::ASYNC_DIO
-    | init::SETXATTR_EXT;
+pub(super) fn wanted(read_only: bool) -> u64 {
+    let always = init::ASYNC_READ
+        | init::BIG_WRITES
+        | init::PARALLEL_DIROPS
+        | init::DO_READDIRPLUS
+        | init::READDIRPLUS_AUTO
+        | init::CACHE_SYMLINKS
+        | init::NO_OPENDIR_SUPPORT
+        | init::ATOMIC_O_TRUNC
+        | init::HANDLE_KILLPRIV_V2
+        | init::POSIX_ACL
+        | init::DONT_MASK
+        | init::EXPLICIT_INVAL_DATA
+        | init::ASYNC_DIO
+        | init::SETXATTR_EXT;
+    if read_only { always } else { always | init::WRITEBACK_CACHE }
+}
 
 /// Flags of `renameat2(2)`. Unknown ones are refused with EINVAL, as the man page says.
 pub(super) fn rename(flags: u32) -> Result<fs::RenameFlags, Error> {

@@ -288,7 +288,7 @@ fn agree(
 ) -> Result<(Agreement, Result<Rings, NoRings>), MountError> {
     let page = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
     let mut wishes = Wishes {
-        flags: flags::WANTED,
+        flags: flags::wanted(options.read_only),
         request_bytes: REQUEST_BYTES,
         readahead_bytes: REQUEST_BYTES,
         background_max: BACKGROUND_MAX,

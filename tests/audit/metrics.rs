@@ -189,6 +189,30 @@ fn counts() {
     assert!(!socket.exists(), "the socket goes with the mount");
 }
 
+/// What was opened, read and closed before is so again without asking for its attributes, where
+/// nothing is written.
+#[test]
+fn read_only_mounts_ask_once() {
+    let scraped = Scraped::new(&[]);
+    let path = scraped.mounted.join("file");
+    fs::write(&path, "as it is").unwrap();
+    let endpoint = format!("unix:{}", scraped.socket.display());
+    scraped.mounted.remount_with(&["--read-only", "--metrics", &endpoint]);
+    let getattrs = || {
+        let families = parse(&scraped.text());
+        value(&families, "atrest_operation_seconds_count", Some("getattr"))
+    };
+    let read = || {
+        let file = fs::File::open(&path).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 8);
+        assert_eq!(std::io::read_to_string(file).unwrap(), "as it is");
+    };
+    read();
+    let before = getattrs();
+    (0..20).for_each(|_| read());
+    assert_eq!(getattrs(), before);
+}
+
 /// A key that is gone, and an audit log that cannot be written, are seen.
 #[test]
 fn alarms() {
