@@ -44,6 +44,9 @@ install_missing() {
   for name in "${names[@]}"; do
     if [[ -n ${LIBRARIES[$name]:-} ]]; then
       pkg-config --exists "$name" 2>/dev/null && continue
+    elif [[ $name == python3-venv ]]; then
+      # A module, not a command.
+      python3 -c 'import ensurepip' 2>/dev/null && continue
     elif PATH=$PATH:/usr/sbin:/sbin have "$name"; then
       continue
     fi
