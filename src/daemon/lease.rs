@@ -166,6 +166,7 @@ impl Driver {
     /// 2. Callers are refused. The record of it may take its time: nobody waits for it.
     /// 3. Caches are dropped, as long as that makes the kernel write more.
     /// 4. Everything is made durable, and the keys are wiped.
+    /// 5. What requests have brought is wiped: from now on they are refused before it is kept.
     ///
     /// # Errors
     /// What was acknowledged and is lost, in words.
@@ -186,6 +187,11 @@ impl Driver {
             late
         });
         let lost = self.volume.lock(&late, deadline);
+        if !self.caches.wipe_requests(FAREWELL) {
+            log::warn!(
+                "a request takes long: what it brought stays in memory until it is answered"
+            );
+        }
         let result = self.tell_lost(lost, by);
         let state = {
             let mut lease = self.lease.lock();

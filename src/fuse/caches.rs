@@ -1,7 +1,7 @@
 //! What the kernel has cached of a mount: to be written back, and to be dropped.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Shared;
 use super::wire::abi::ROOT;
@@ -36,6 +36,12 @@ impl Caches {
         known.iter().for_each(|ino| kernel.drop_inode(*ino));
         self.shared.replies.wipe();
         known.len()
+    }
+
+    /// Has the event loops wipe what requests have brought last: data that was written. False if
+    /// one was not done with its request after `patience`. By io_uring it stays until the next.
+    pub fn wipe_requests(&self, patience: Duration) -> bool {
+        self.shared.requests.wipe(patience)
     }
 
     /// Drops these names of a directory, or that they are not there, and what is cached below them

@@ -117,7 +117,8 @@ impl Rings {
 /// The connection broke.
 pub fn serve(adapter: &Adapter, device: &Arc<Device>) -> io::Result<()> {
     let mut buffer = Buffer::new(REQUEST_BYTES as usize);
-    while let Some(request) = device.receive(&mut buffer)? {
+    let place = adapter.shared.requests.join()?;
+    while let Some(request) = device.receive(&mut buffer, |buffer| place.wipe_if_asked(buffer))? {
         contain(|| adapter.answer(request, device));
     }
     Ok(())

@@ -16,6 +16,7 @@ mod loops;
 mod meter;
 mod names;
 mod replies;
+mod requests;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,7 @@ use crate::fs::{Attr, Caller, Error, Ino, Tree};
 use counts::Counts;
 use errno::{Errno, report};
 use replies::Replies;
+use requests::Requests;
 use wire::request::Dialect;
 use wire::{Entry, Header, Reply, reply};
 use workers::Workers;
@@ -75,6 +77,7 @@ struct Shared {
     /// `fuse_release` in fs/fuse/file.c).
     writers: Counts,
     replies: Replies,
+    requests: Requests,
     /// The way to the kernel's caches.
     kernel: Writeback,
     /// Whether reading sets access times: neither `noatime` nor read-only.
@@ -93,8 +96,10 @@ impl Adapter {
     ) -> Self {
         let access_times = options.atime && !options.read_only;
         let (lookups, writers) = (Counts::new(), Counts::new());
-        let (replies, is_image) = (Replies::default(), tree.is_image());
-        let shared = Shared { tree, lookups, writers, replies, kernel, access_times, is_image };
+        let (replies, requests) = (Replies::default(), Requests::default());
+        let is_image = tree.is_image();
+        let shared =
+            Shared { tree, lookups, writers, replies, requests, kernel, access_times, is_image };
         Self { shared: Arc::new(shared), workers: Workers::new(), may_wait, dialect }
     }
 

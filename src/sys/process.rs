@@ -124,6 +124,35 @@ impl Signals {
     }
 }
 
+extern "C" fn do_nothing(_: libc::c_int) {}
+
+/// A thread that can be called out of what it waits in.
+#[derive(Clone, Copy, Debug)]
+pub struct Interruptible(Pid);
+
+impl Interruptible {
+    /// This thread. SIGURG, which is ignored by default, does nothing from now on either, but ends
+    /// calls in this process with EINTR (signal(7)).
+    ///
+    /// # Errors
+    /// Those of sigaction(2).
+    pub fn here() -> io::Result<Self> {
+        let handler = SigHandler::Handler(do_nothing);
+        let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
+        // SAFETY: the handler does nothing, which is async-signal-safe.
+        unsafe { sigaction(Signal::SIGURG, &action) }?;
+        Ok(Self(nix::unistd::gettid()))
+    }
+
+    /// Calls it. Nothing happens if it waits in no call, or has ended.
+    pub fn interrupt(self) {
+        let (process, thread) = (nix::unistd::getpid().as_raw(), self.0.as_raw());
+        // SAFETY: no memory is passed, and the signal does nothing to whatever thread of this
+        // process has that number by now.
+        unsafe { libc::syscall(libc::SYS_tgkill, process, thread, libc::SIGURG) };
+    }
+}
+
 /// Keeps memory out of core dumps, and other processes of the user out of memory.
 ///
 /// # Errors

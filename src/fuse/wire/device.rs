@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use zeroize::Zeroize as _;
 
 use super::abi::{self, IN_HEADER_BYTES, WRITE_IN_BYTES};
 use super::init::{self, Agreement, Answer, Wishes};
@@ -26,6 +27,8 @@ pub struct Buffer {
     memory: Vec<u8>,
     /// Where in it a request begins.
     start: usize,
+    /// Up to where requests have filled it.
+    used: usize,
 }
 
 /// Why the first exchange failed.
@@ -53,7 +56,13 @@ impl Buffer {
         let memory = vec![0; length + ALIGNMENT];
         let address = memory.as_ptr() as usize + DATA_OFFSET;
         let start = address.next_multiple_of(ALIGNMENT) - address;
-        Self { memory, start }
+        Self { memory, start, used: 0 }
+    }
+
+    /// Leaves nothing in it of the requests that were read.
+    pub fn wipe(&mut self) {
+        self.memory[..self.used].zeroize();
+        self.used = 0;
     }
 }
 
@@ -69,15 +78,24 @@ impl Device {
         Self { file }
     }
 
-    /// Waits for the next request; `None` when the mount is gone.
+    /// Waits for the next request; `None` when the mount is gone. Calls `before` each time before
+    /// it waits, and again after a signal.
     ///
     /// # Errors
     /// Those of read(2).
-    pub fn receive<'a>(&self, buffer: &'a mut Buffer) -> io::Result<Option<&'a [u8]>> {
+    pub fn receive<'a>(
+        &self,
+        buffer: &'a mut Buffer,
+        before: impl Fn(&mut Buffer),
+    ) -> io::Result<Option<&'a [u8]>> {
         let start = buffer.start;
         loop {
+            before(buffer);
             match nix::unistd::read(&self.file, &mut buffer.memory[start..]) {
-                Ok(bytes) => return Ok(Some(&buffer.memory[start..start + bytes])),
+                Ok(bytes) => {
+                    buffer.used = buffer.used.max(start + bytes);
+                    return Ok(Some(&buffer.memory[start..start + bytes]));
+                }
                 // ENOENT: it was taken back while it was read.
                 Err(Errno::EINTR | Errno::EAGAIN | Errno::ENOENT) => {}
                 Err(Errno::ENODEV) => return Ok(None),
@@ -128,7 +146,7 @@ impl Device {
     pub fn handshake(&self, wishes: Wishes) -> Result<Agreement, HandshakeError> {
         let mut buffer = Buffer::new(wishes.request_bytes as usize);
         loop {
-            let bytes = self.receive(&mut buffer).map_err(HandshakeError::Io)?;
+            let bytes = self.receive(&mut buffer, |_| {}).map_err(HandshakeError::Io)?;
             let bytes = bytes.ok_or(HandshakeError::Gone)?;
             let (header, offer) = init::decode(bytes).map_err(HandshakeError::Malformed)?;
             let answer = |error, payload: &[u8]| {
