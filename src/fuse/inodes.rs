@@ -8,6 +8,9 @@ use super::{
 };
 use crate::fs::{Ino, SetXattr};
 
+/// The extended attribute with what SELinux calls an inode.
+const LABEL: &[u8] = b"security.selinux";
+
 impl Adapter {
     pub(super) fn getattr(&self, ino: Ino, reply: Reply) {
         match attempt(Operation::Getattr, ino, || self.tree().getattr(ino)) {
@@ -67,7 +70,13 @@ impl Adapter {
         if self.shared.is_image {
             return reply.error(libc::ENOSYS);
         }
-        let value = attempt(Operation::Getxattr, ino, || self.tree().getxattr(ino, name));
+        let mut value = attempt(Operation::Getxattr, ino, || self.tree().getxattr(ino, name));
+        if name == LABEL && !self.shared.has_selinux {
+            // `ls -l` asks for the label of each entry until it hears that there are none.
+            value = value.map_err(|Errno(errno)| {
+                Errno(if errno == libc::ENODATA { libc::EOPNOTSUPP } else { errno })
+            });
+        }
         reply_xattr(reply, size, value);
     }
 
@@ -89,6 +98,13 @@ impl Adapter {
         let remove = || self.tree().removexattr(ino, name);
         reply_empty(reply, attempt(Operation::Removexattr, ino, remove));
     }
+}
+
+/// Whether SELinux is on here, as far as can be seen: then a label that is not there is one that
+/// has its default.
+pub(super) fn has_selinux() -> bool {
+    let list = std::fs::read_to_string("/proc/filesystems");
+    list.map_or(true, |list| list.contains("selinuxfs"))
 }
 
 /// Answers a request for an extended attribute or for the list of names: `size` 0 asks how long the

@@ -84,6 +84,8 @@ struct Shared {
     access_times: bool,
     /// See [`Tree::is_image`].
     is_image: bool,
+    /// Whether SELinux is on here.
+    has_selinux: bool,
 }
 
 impl Adapter {
@@ -97,9 +99,18 @@ impl Adapter {
         let access_times = options.atime && !options.read_only;
         let (lookups, writers) = (Counts::new(), Counts::new());
         let (replies, requests) = (Replies::default(), Requests::default());
-        let is_image = tree.is_image();
-        let shared =
-            Shared { tree, lookups, writers, replies, requests, kernel, access_times, is_image };
+        let (is_image, has_selinux) = (tree.is_image(), inodes::has_selinux());
+        let shared = Shared {
+            tree,
+            lookups,
+            writers,
+            replies,
+            requests,
+            kernel,
+            access_times,
+            is_image,
+            has_selinux,
+        };
         Self { shared: Arc::new(shared), workers: Workers::new(), may_wait, dialect }
     }
 

@@ -107,6 +107,28 @@ fn each_namespace_is_apart() {
     assert_eq!(link, Err(Errno::PERM));
 }
 
+/// Where SELinux is off, nobody asks for the label of each file: that there is none says that there
+/// are none. What was set is there.
+#[test]
+fn labels_are_not_asked_for_twice() {
+    const LABEL: &str = "security.selinux";
+    let mounted = Mounted::new();
+    let is_on = fs::read_to_string("/proc/filesystems").unwrap().contains("selinuxfs");
+    if is_on || !mounted.is_atrest() {
+        return eprintln!("skipped: it is about SELinux being off, and about atrest");
+    }
+    let path = mounted.join("file");
+    File::create(&path).unwrap();
+    assert_eq!(get(&path, LABEL), Err(Errno::OPNOTSUPP));
+    assert_eq!(get(&path, "security.other"), Err(Errno::NODATA));
+    if is_root() {
+        setxattr(&path, LABEL, b"a_label", XattrFlags::CREATE).unwrap();
+        assert_eq!(get(&path, LABEL).unwrap(), b"a_label");
+        removexattr(&path, LABEL).unwrap();
+        assert_eq!(get(&path, LABEL), Err(Errno::OPNOTSUPP));
+    }
+}
+
 #[test]
 fn acls_are_kept_change_the_mode_and_are_inherited() {
     let mounted = Mounted::new();
