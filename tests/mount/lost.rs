@@ -31,13 +31,18 @@ impl Drop for Small {
 /// before is there when the volume is unlocked.
 #[test]
 fn files_are_named_when_the_disk_is_full() {
-    let mounted = Mounted::new();
-    if !mounted.is_atrest() {
+    if !Mounted::new().is_atrest() {
         return;
     }
     if !is_root() {
         return eprintln!("skipped: only root may mount a small disk");
     }
+    // On a busy machine the kernel may write back before the disk is full: then nothing is lost.
+    assert!((0..10).any(|_| a_file_is_lost_and_named()), "the kernel never kept anything");
+}
+
+fn a_file_is_lost_and_named() -> bool {
+    let mounted = Mounted::new();
     mounted.unmount();
     let volume = mounted.volume();
     fs::remove_dir_all(&volume).unwrap();
@@ -59,13 +64,17 @@ fn files_are_named_when_the_disk_is_full() {
     let code = mounted.exit_code(&["lock".as_ref(), mounted.path().as_os_str()]);
     assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
     let log = mounted.log_text();
-    assert_eq!(code, 52, "{log}");
-    assert!(log.contains("may be lost: /directory/victim"), "{log}");
+    assert!(matches!(code, 0 | 52), "{code}: {log}");
+    let is_lost = code == 52;
+    assert_eq!(log.contains("may be lost: /directory/victim"), is_lost, "{log}");
     assert!(!log.contains("may be lost: /directory/kept"), "{log}");
     fs::remove_file(volume.join("somebody-else")).unwrap();
     let unlocked = mounted.exit_code(&["unlock".as_ref(), mounted.path().as_os_str()]);
     assert_eq!(unlocked, 0, "{}", mounted.log_text());
     assert!(fs::read(&kept).unwrap() == vec![1; 300_000]);
+    let is_whole = || fs::read(mounted.join("directory/victim")).unwrap() == vec![2; 12 << 20];
+    assert!(is_lost || is_whole(), "a lost file was not named: {log}");
     drop(victim);
     mounted.unmount();
+    is_lost
 }

@@ -3,13 +3,14 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use atrest::daemon::paths;
 use atrest::storage::VolumeLock;
 use serde_json::{Value, json};
 
-use crate::mounted::Mounted;
+use crate::mounted::{Mounted, is_root};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -21,6 +22,31 @@ fn ask(socket: &PathBuf, request: &str) -> Value {
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line).unwrap();
     serde_json::from_str(&line).unwrap_or_else(|error| panic!("{request}: {error}: {line:?}"))
+}
+
+/// What somebody uses whom nobody can name is unmounted when that passes, and is busy when not.
+#[test]
+fn busy_for_a_moment() {
+    let mounted = Mounted::new();
+    if !mounted.is_atrest() || !is_root() {
+        return eprintln!("skipped: only root may mount something below a mount of atrest");
+    }
+    let below = mounted.join("below");
+    std::fs::create_dir(&below).unwrap();
+    let run = |program: &str, arguments: &[&str]| {
+        let status = Command::new(program).args(arguments).arg(&below).status().unwrap();
+        assert!(status.success(), "{program}: {status}");
+    };
+    let unmount = || mounted.exit_code(&["umount".as_ref(), mounted.path().as_os_str()]);
+    run("mount", &["-t", "tmpfs", "tmpfs"]);
+    assert_eq!(unmount(), 51, "it is still there");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(300));
+            run("umount", &[]);
+        });
+        assert_eq!(unmount(), 0, "it is gone by then: {}", mounted.log_text());
+    });
 }
 
 /// A mount in the foreground says when it is ready, each state of its lease, and that it ends; it

