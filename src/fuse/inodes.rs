@@ -100,13 +100,6 @@ impl Adapter {
     }
 }
 
-/// Whether SELinux is on here, as far as can be seen: then a label that is not there is one that
-/// has its default.
-pub(super) fn has_selinux() -> bool {
-    let list = std::fs::read_to_string("/proc/filesystems");
-    list.map_or(true, |list| list.contains("selinuxfs"))
-}
-
 /// Answers a request for an extended attribute or for the list of names: `size` 0 asks how long the
 /// answer is (`getxattr(2)`).
 fn reply_xattr(reply: Reply, size: u32, result: Result<Vec<u8>, Errno>) {

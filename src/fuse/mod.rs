@@ -29,6 +29,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::fs::{Attr, Caller, Error, Ino, Tree};
+use crate::sys::xattr;
 use counts::Counts;
 use errno::{Errno, report};
 use replies::Replies;
@@ -99,7 +100,7 @@ impl Adapter {
         let access_times = options.atime && !options.read_only;
         let (lookups, writers) = (Counts::new(), Counts::new());
         let (replies, requests) = (Replies::default(), Requests::default());
-        let (is_image, has_selinux) = (tree.is_image(), inodes::has_selinux());
+        let (is_image, has_selinux) = (tree.is_image(), xattr::has_selinux());
         let shared = Shared {
             tree,
             lookups,

@@ -1,6 +1,6 @@
 //! Buffers that requests are read into: one for each event loop on `/dev/fuse`. What was written
-//! last stays in them; each loop wipes its own when nobody is to be served any more, because only it
-//! knows when the kernel does not write there.
+//! last stays in them; each loop wipes its own when nobody is to be served any more, because only
+//! it knows when the kernel does not write there.
 
 use std::io;
 use std::sync::Arc;

@@ -19,6 +19,13 @@ pub fn set(path: &Path, name: &CStr, value: &[u8]) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Whether SELinux is on here, as far as can be seen: then a label that is not there is one that
+/// has its default (`/proc/filesystems`, proc(5)).
+pub fn has_selinux() -> bool {
+    let list = std::fs::read_to_string("/proc/filesystems");
+    list.map_or(true, |list| list.contains("selinuxfs"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -53,7 +53,8 @@ fn random() -> Vec<u8> {
 }
 
 /// The keys are in the daemon's memory while it serves, and not once it is locked; nor are
-/// contents that were read or written. In use all the while, and locked and unlocked more than once.
+/// contents that were read or written. In use all the while, and locked and unlocked more than
+/// once.
 #[test]
 fn no_key_in_memory_after_locking() {
     let mounted = Mounted::new();
