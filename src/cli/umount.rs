@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
@@ -13,13 +13,10 @@ use super::place;
 use crate::daemon::{self, paths};
 use crate::storage::{Holder, VolumeLock};
 use crate::sys::mount::{self, Mount};
-use crate::sys::process::{ProcessHandle, User, users_of};
+use crate::sys::process::{ProcessHandle, users_of};
 
 /// How long everything dirty may take to become durable, and the daemon to end.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// How long it may be in use by nobody who can be named: a process between fork(2) and execve(2)
-/// has what its parent has open, and looking up a path takes a moment.
-const PASSING: Duration = Duration::from_secs(2);
 
 /// Unmounts, and returns when everything is durable and the daemon has ended.
 ///
@@ -34,28 +31,16 @@ pub fn run(arguments: &UmountArgs) -> Result<(), Failure> {
     if daemon.is_some() {
         sync(&found)?;
     }
-    unmount(&found.mountpoint, arguments.lazy)?;
+    match mount::unmount(&found.mountpoint, arguments.lazy) {
+        Ok(()) => {}
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+            return Err(busy(&found.mountpoint));
+        }
+        Err(error) => return Err(Failure::io("unmount", &found.mountpoint, &error)),
+    }
     match daemon {
         Some(daemon) if !arguments.lazy => wait(&daemon),
         _ => Ok(()),
-    }
-}
-
-fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), Failure> {
-    let deadline = Instant::now() + PASSING;
-    loop {
-        let error = match mount::unmount(mountpoint, lazy) {
-            Ok(()) => return Ok(()),
-            Err(error) => error,
-        };
-        if error.raw_os_error() != Some(libc::EBUSY) {
-            return Err(Failure::io("unmount", mountpoint, &error));
-        }
-        let users = users_of(mountpoint);
-        if !users.is_empty() || Instant::now() >= deadline {
-            return Err(busy(mountpoint, &users));
-        }
-        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -98,10 +83,10 @@ fn sync(mount: &Mount) -> Result<(), Failure> {
     }
 }
 
-fn busy(mountpoint: &Path, users: &[User]) -> Failure {
+fn busy(mountpoint: &Path) -> Failure {
     let shown = mountpoint.display();
     let mut failure = Failure::new(Exit::Busy, format!("{shown} is in use"));
-    for user in users {
+    for user in users_of(mountpoint) {
         failure = failure.hint(format!("process {}: {} ({})", user.pid, user.command, user.how));
     }
     failure.hint(format!("To unmount once they are gone: atrest umount --lazy {shown}"))

@@ -8,13 +8,19 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::unistd::{getegid, geteuid};
 
+use super::process::users_of;
+
 /// The filesystem type under which our mounts appear in the mount table.
 pub const TYPE: &str = "fuse.atrest";
+/// How long a mount may be in use by nobody who can be named: a process between fork(2) and
+/// execve(2) has what its parent has open, and looking up a path takes a moment.
+const PASSING: Duration = Duration::from_secs(2);
 
 /// A line of `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,11 +145,24 @@ fn unescape(field: &[u8]) -> PathBuf {
 }
 
 /// Unmounts `mountpoint`; with `detach` it disappears at once and ends when its last user is gone.
-/// Who may not unmount goes through `fusermount3`, as FUSE means it.
+/// Who may not unmount goes through `fusermount3`, as FUSE means it. What nobody can be named for
+/// is waited for, 2 s at most.
 ///
 /// # Errors
 /// EBUSY while it is in use; EINVAL if nothing is mounted there.
 pub fn unmount(mountpoint: &Path, detach: bool) -> io::Result<()> {
+    let deadline = Instant::now() + PASSING;
+    loop {
+        let done = unmount_now(mountpoint, detach);
+        let is_busy = done.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EBUSY));
+        if !is_busy || !users_of(mountpoint).is_empty() || Instant::now() >= deadline {
+            return done;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn unmount_now(mountpoint: &Path, detach: bool) -> io::Result<()> {
     let mut flags = MntFlags::UMOUNT_NOFOLLOW;
     if detach {
         flags |= MntFlags::MNT_DETACH;
