@@ -90,9 +90,10 @@ fn with_epochs(script: &Script, random: &mut Random) -> Vec<Script> {
         let within = random.below(12);
         let count = (1 + random.below(3) as usize).min(script.ops.len() - at);
         let nested: Vec<Op> = script.ops[at..at + count].to_vec();
-        let waits = |op: &Op| {
-            let ends = op.is_sync() || matches!(op, Op::EpochEndAround(..));
-            ends && !matches!(op, Op::Fsync(_) | Op::Fdatasync(_))
+        let waits = |op: &Op| match op {
+            Op::EpochEndAround(..) => true,
+            Op::Fsync(_) | Op::Fdatasync(_) => false,
+            op => op.is_sync(),
         };
         // So much fits into the log; more would wait for the sync of a segment that is under way.
         let synced = script.ops[..at].iter().rposition(Op::is_sync).map_or(0, |sync| sync + 1);

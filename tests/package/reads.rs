@@ -191,10 +191,10 @@ fn requests_out_of_order() {
     let content = text(16 * MIB, 11);
     let bytes = zip(&[file("x", &content)]).bytes();
     // One may begin at a seek point less than a quarter of a MiB before its request. On a busy
-    // machine one may also be so late that the other has passed it: not every time.
-    let extra = (0..5).map(|_| decompressed_twice(bytes.clone(), &content));
-    let extra: Vec<u64> = extra.collect();
-    assert!(extra.iter().any(|extra| *extra <= 16 * (256 << 10)), "{extra:?} bytes, each time");
+    // machine one may also be so late that the other has passed it: the median tells.
+    let mut extra = [0; 5].map(|_| decompressed_twice(bytes.clone(), &content));
+    extra.sort_unstable();
+    assert!(extra[2] <= 16 * (256 << 10), "{extra:?} bytes were decompressed twice");
 }
 
 fn decompressed_twice(bytes: Vec<u8>, content: &[u8]) -> u64 {
