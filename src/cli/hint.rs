@@ -173,7 +173,7 @@ impl Failure {
             }
             MountError::NoIoUring(_) => Self::new(Exit::MountRefused, error.to_string())
                 .hint("To do without: -o io_uring=off"),
-            MountError::Mount { .. } | MountError::Handshake(_) => {
+            MountError::Loops(_) | MountError::Mount { .. } | MountError::Handshake(_) => {
                 Self::new(Exit::MountRefused, chain(error))
             }
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::wire::device::Buffer;
 use super::wire::ring::Home;
 use super::wire::{Device, Origin, reply};
-use super::{Adapter, REQUEST_BYTES};
+use super::{Adapter, REQUEST_BYTES, Shared};
 use crate::sys::uring::{self, Event, Ring};
 
 /// Slots of a queue to begin with: one is with the kernel while another is answered.
@@ -111,16 +111,27 @@ impl Rings {
     }
 }
 
-/// An event loop on a device.
+/// An event loop on a device; a spare one serves while the others are busy.
 ///
 /// # Errors
 /// The connection broke.
-pub fn serve(adapter: &Adapter, device: &Arc<Device>) -> io::Result<()> {
+pub fn serve(adapter: &Adapter, device: &Arc<Device>, is_spare: bool) -> io::Result<()> {
     let mut buffer = Buffer::new(REQUEST_BYTES as usize);
-    let place = adapter.shared.requests.join()?;
-    while let Some(request) = device.receive(&mut buffer, |buffer| place.wipe_if_asked(buffer))? {
+    let Shared { requests, spares, .. } = &*adapter.shared;
+    let place = requests.join()?;
+    let mut is_needed = !is_spare;
+    loop {
+        if !is_needed {
+            spares.sleep(|| place.wipe_if_asked(&mut buffer))?;
+        }
+        let waiting = spares.wait();
+        let request = device.receive(&mut buffer, |buffer| place.wipe_if_asked(buffer))?;
+        drop(waiting);
+        let Some(request) = request else { break };
         contain(|| adapter.answer(request, device));
+        is_needed = !is_spare || !spares.somebody_waits() || device.is_awaited();
     }
+    spares.end();
     Ok(())
 }
 

@@ -18,6 +18,7 @@ mod names;
 mod replies;
 mod requests;
 mod session;
+mod spares;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -34,6 +35,7 @@ use counts::Counts;
 use errno::{Errno, report};
 use replies::Replies;
 use requests::Requests;
+use spares::Spares;
 use wire::request::Dialect;
 use wire::{Entry, Header, Reply, reply};
 use workers::Workers;
@@ -79,6 +81,7 @@ struct Shared {
     writers: Counts,
     replies: Replies,
     requests: Requests,
+    spares: Spares,
     /// The way to the kernel's caches.
     kernel: Writeback,
     /// Whether reading sets access times: neither `noatime` nor read-only.
@@ -93,6 +96,7 @@ impl Adapter {
     fn new(
         tree: Arc<dyn Tree>,
         kernel: Writeback,
+        spares: Spares,
         dialect: Dialect,
         options: &Options,
         may_wait: bool,
@@ -107,6 +111,7 @@ impl Adapter {
             writers,
             replies,
             requests,
+            spares,
             kernel,
             access_times,
             is_image,

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 
 use super::caches::Caches;
 use super::loops::{self, NoRings, Rings};
+use super::spares::{SPARES, Spares};
 use super::wire::abi::init::OVER_IO_URING;
 use super::wire::device::HandshakeError;
 use super::wire::init::{Agreement, Wishes};
@@ -114,6 +115,9 @@ pub enum MountError {
     /// `/dev/fuse` cannot be opened.
     #[error("cannot open /dev/fuse")]
     Device(#[source] io::Error),
+    /// Event loops cannot be made.
+    #[error("no event loop can be made")]
+    Loops(#[source] io::Error),
     /// `fusermount3` says that `allow_other` needs `user_allow_other` in `/etc/fuse.conf`.
     #[error("allow_other is not permitted to this user")]
     AllowOther,
@@ -167,6 +171,7 @@ impl Session {
         if let (IoUring::On, Err(reason)) = (options.io_uring, loops::is_possible()) {
             return Err(MountError::NoIoUring(reason));
         }
+        let spares = Spares::new().map_err(MountError::Loops)?;
         let file = match mount_directly(mountpoint, options)? {
             Some(file) => file,
             None => mount_by_helper(mountpoint, options)?,
@@ -190,7 +195,7 @@ impl Session {
         };
         // By io_uring a processor's requests have one thread: none that could wait for a disk.
         let may_wait = options.threads > 1 && rings.is_err();
-        let adapter = Adapter::new(tree, kernel, agreement.dialect(), options, may_wait);
+        let adapter = Adapter::new(tree, kernel, spares, agreement.dialect(), options, may_wait);
         let adapter = Arc::new(adapter);
         let caches = Caches { shared: adapter.shared.clone() };
         let threads = options.threads.clamp(1, Options::THREADS_MAX);
@@ -237,10 +242,12 @@ impl Session {
                 loops.push(thread.spawn(move || session.serve_ring(ring))?);
             }
         }
-        for number in 0..threads {
+        let spares = if session.adapter.may_wait { SPARES } else { 0 };
+        for number in 0..threads + spares {
             let session = session.clone();
             let thread = std::thread::Builder::new().name(format!("atrest-fuse-{number}"));
-            match thread.spawn(move || loops::serve(&session.adapter, &session.device)) {
+            let is_spare = number >= threads;
+            match thread.spawn(move || loops::serve(&session.adapter, &session.device, is_spare)) {
                 Ok(started) => loops.push(started),
                 // With fewer it is served all the same.
                 Err(error) if number > 0 => log::warn!("only {number} event loops: {error}"),

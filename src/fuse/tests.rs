@@ -11,10 +11,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::unistd::{Whence, lseek};
 use parking_lot::Mutex;
 
+use super::spares::SPARES;
 use super::{IoUring, MountError, NoRings, Options, Session, loops};
 use crate::fs::attr::TimeOrNow;
 use crate::fs::{
@@ -32,6 +35,9 @@ struct MemoryTree {
     next: AtomicU64,
     calls: Mutex<BTreeMap<&'static str, u64>>,
     forgotten: Mutex<BTreeSet<Ino>>,
+    /// READs that came so far, and how many must have come for one to be answered.
+    reads: AtomicU64,
+    reads_wanted: AtomicU64,
 }
 
 struct Node {
@@ -236,6 +242,15 @@ impl Tree for MemoryTree {
 
     fn read(&self, ino: Ino, offset: u64, length: usize, out: &mut Vec<u8>) -> Result<(), Error> {
         self.count("read");
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.reads.load(Ordering::Relaxed) < self.reads_wanted.load(Ordering::Relaxed) {
+            if Instant::now() > deadline {
+                self.count("lonely read");
+                break;
+            }
+            std::thread::yield_now();
+        }
         out.clear();
         self.node(ino, |node| {
             let rest = node.bytes.get(offset as usize..).unwrap_or(&[]);
@@ -658,13 +673,7 @@ fn contents_from_several_threads() {
                     let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
                     file.sync_all().unwrap();
                     // Past the page cache: every READ is a request.
-                    nix::fcntl::posix_fadvise(
-                        &file,
-                        0,
-                        0,
-                        nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED,
-                    )
-                    .unwrap();
+                    advise(&file, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
                     assert!(fs::read(&path).unwrap() == bytes);
                     for _ in 0..200 {
                         fs::metadata(path.with_extension("absent")).unwrap_err();
@@ -675,6 +684,36 @@ fn contents_from_several_threads() {
             }
         });
     });
+}
+
+fn advise(file: &File, advice: PosixFadviseAdvice) {
+    posix_fadvise(file, 0, 0, advice).unwrap();
+}
+
+/// As many READs wait for the disk at once as there are event loops, again and again: the spare
+/// ones are called when they are needed, and everybody sleeps or ends in between.
+#[test]
+fn reads_wait_beside_each_other() {
+    let Some(mounted) = Mounted::with(IoUring::Off) else { return };
+    let readers = (Options::THREADS_DEFAULT + SPARES) as u64;
+    let path = mounted.path("file");
+    fs::write(&path, vec![7; (readers * PAGE) as usize]).unwrap();
+    let file = File::open(&path).unwrap();
+    file.sync_all().unwrap();
+    advise(&file, PosixFadviseAdvice::POSIX_FADV_RANDOM);
+    for round in 1..=20 {
+        advise(&file, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+        mounted.tree.reads_wanted.store(round * readers, Ordering::Relaxed);
+        std::thread::scope(|scope| {
+            for number in 0..readers {
+                let file = &file;
+                scope.spawn(move || {
+                    file.read_exact_at(&mut [0; PAGE as usize], number * PAGE).unwrap();
+                });
+            }
+        });
+        assert_eq!(mounted.tree.counted("lonely read"), 0, "others were not served meanwhile");
+    }
 }
 
 /// Many seeks at once, each of which waits on a worker thread until the kernel has written back:

@@ -98,7 +98,9 @@ impl Device {
                 }
                 // ENOENT: it was taken back while it was read.
                 Err(Errno::EINTR | Errno::EAGAIN | Errno::ENOENT) => {}
-                Err(Errno::ENODEV) => return Ok(None),
+                // ECONNABORTED: the mount went away just when a request was about to be handed out
+                // (`fuse_dev_do_read`, fs/fuse/dev.c).
+                Err(Errno::ENODEV | Errno::ECONNABORTED) => return Ok(None),
                 Err(errno) => return Err(errno.into()),
             }
         }
@@ -131,12 +133,18 @@ impl Device {
 
     /// Whether the mount is gone. One that was detached is not, while somebody uses it.
     pub fn is_gone(&self) -> bool {
-        let mut polled = [PollFd::new(self.file.as_fd(), PollFlags::empty())];
-        match poll(&mut polled, PollTimeout::ZERO) {
-            Ok(0) => false,
-            Ok(_) => polled[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR)),
-            Err(_) => false,
-        }
+        self.poll(PollFlags::POLLERR)
+    }
+
+    fn poll(&self, event: PollFlags) -> bool {
+        let mut polled = [PollFd::new(self.file.as_fd(), event)];
+        poll(&mut polled, PollTimeout::ZERO).is_ok()
+            && polled[0].revents().is_some_and(|events| events.contains(event))
+    }
+
+    /// Whether a request waits to be received.
+    pub fn is_awaited(&self) -> bool {
+        self.poll(PollFlags::POLLIN)
     }
 
     /// The first exchange.
