@@ -96,7 +96,6 @@ impl Adapter {
         if self.tree().read_is_long(ino, offset) {
             return self.read_on_worker(ino, offset, size, reply);
         }
-        self.shared.spares.call();
         self.shared.replies.with_own(|buffer| {
             let read = || self.tree().read(ino, offset, size, buffer);
             match attempt(Operation::Read, ino, read) {

@@ -4,9 +4,10 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use super::watch::Pace;
 use super::wire::device::Buffer;
 use super::wire::ring::Home;
-use super::wire::{Device, Origin, reply};
+use super::wire::{Device, Header, Origin, reply};
 use super::{Adapter, REQUEST_BYTES, Shared};
 use crate::sys::uring::{self, Event, Ring};
 
@@ -111,27 +112,27 @@ impl Rings {
     }
 }
 
-/// An event loop on a device; a spare one serves while the others are busy.
+/// An event loop on a device.
 ///
 /// # Errors
 /// The connection broke.
-pub fn serve(adapter: &Adapter, device: &Arc<Device>, is_spare: bool) -> io::Result<()> {
+pub fn serve(adapter: &Adapter, device: &Arc<Device>) -> io::Result<()> {
     let mut buffer = Buffer::new(REQUEST_BYTES as usize);
-    let Shared { requests, spares, .. } = &*adapter.shared;
+    let Shared { requests, watch, .. } = &*adapter.shared;
     let place = requests.join()?;
-    let mut is_needed = !is_spare;
+    let mut pace = Pace::new();
     loop {
-        if !is_needed {
-            spares.sleep(|| place.wipe_if_asked(&mut buffer))?;
-        }
-        let waiting = spares.wait();
+        let watching = watch.join(device, &mut pace, || place.wipe_if_asked(&mut buffer))?;
+        pace.look_out(watch, device);
         let request = device.receive(&mut buffer, |buffer| place.wipe_if_asked(buffer))?;
-        drop(waiting);
+        drop(watching);
         let Some(request) = request else { break };
+        if let Ok(header) = Header::decode(request) {
+            pace.received(watch, &header);
+        }
         contain(|| adapter.answer(request, device));
-        is_needed = !is_spare || !spares.somebody_waits() || device.is_awaited();
     }
-    spares.end();
+    watch.end();
     Ok(())
 }
 

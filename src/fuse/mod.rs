@@ -18,9 +18,9 @@ mod names;
 mod replies;
 mod requests;
 mod session;
-mod spares;
 #[cfg(test)]
 mod tests;
+mod watch;
 mod wire;
 mod workers;
 mod writeback;
@@ -35,7 +35,7 @@ use counts::Counts;
 use errno::{Errno, report};
 use replies::Replies;
 use requests::Requests;
-use spares::Spares;
+use watch::Watch;
 use wire::request::Dialect;
 use wire::{Entry, Header, Reply, reply};
 use workers::Workers;
@@ -81,7 +81,7 @@ struct Shared {
     writers: Counts,
     replies: Replies,
     requests: Requests,
-    spares: Spares,
+    watch: Watch,
     /// The way to the kernel's caches.
     kernel: Writeback,
     /// Whether reading sets access times: neither `noatime` nor read-only.
@@ -96,7 +96,7 @@ impl Adapter {
     fn new(
         tree: Arc<dyn Tree>,
         kernel: Writeback,
-        spares: Spares,
+        watch: Watch,
         dialect: Dialect,
         options: &Options,
         may_wait: bool,
@@ -111,7 +111,7 @@ impl Adapter {
             writers,
             replies,
             requests,
-            spares,
+            watch,
             kernel,
             access_times,
             is_image,

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use super::caches::Caches;
 use super::loops::{self, NoRings, Rings};
-use super::spares::{SPARES, Spares};
+use super::watch::Watch;
 use super::wire::abi::init::OVER_IO_URING;
 use super::wire::device::HandshakeError;
 use super::wire::init::{Agreement, Wishes};
@@ -72,7 +72,7 @@ pub struct Options {
     pub atime: bool,
     /// Write through: every write waits for its fsync.
     pub sync: bool,
-    /// Event-loop threads, at least 1. More help concurrent clients and cost a lone one.
+    /// Event-loop threads, at least 1. One waits for requests, others are called when it is busy.
     pub threads: usize,
     /// How requests come.
     pub io_uring: IoUring,
@@ -80,7 +80,7 @@ pub struct Options {
 
 impl Options {
     /// Event-loop threads unless told otherwise.
-    pub const THREADS_DEFAULT: usize = 2;
+    pub const THREADS_DEFAULT: usize = 8;
     /// Most event-loop threads; each has a buffer of 1 MiB.
     pub const THREADS_MAX: usize = 64;
 
@@ -150,7 +150,6 @@ pub struct Session {
     device: Arc<Device>,
     mountpoint: PathBuf,
     caches: Caches,
-    threads: usize,
     /// What the mount table says of it.
     entry: Option<mount::Mount>,
     /// Until [`Session::run`] takes them.
@@ -171,7 +170,7 @@ impl Session {
         if let (IoUring::On, Err(reason)) = (options.io_uring, loops::is_possible()) {
             return Err(MountError::NoIoUring(reason));
         }
-        let spares = Spares::new().map_err(MountError::Loops)?;
+        let watch = Watch::new().map_err(MountError::Loops)?;
         let file = match mount_directly(mountpoint, options)? {
             Some(file) => file,
             None => mount_by_helper(mountpoint, options)?,
@@ -195,17 +194,19 @@ impl Session {
         };
         // By io_uring a processor's requests have one thread: none that could wait for a disk.
         let may_wait = options.threads > 1 && rings.is_err();
-        let adapter = Adapter::new(tree, kernel, spares, agreement.dialect(), options, may_wait);
+        // What io_uring does not carry is little.
+        let loops = if rings.is_ok() { 1 } else { options.threads.clamp(1, Options::THREADS_MAX) };
+        let (watch, dialect) = (watch.of(loops), agreement.dialect());
+        let adapter = Adapter::new(tree, kernel, watch, dialect, options, may_wait);
         let adapter = Arc::new(adapter);
         let caches = Caches { shared: adapter.shared.clone() };
-        let threads = options.threads.clamp(1, Options::THREADS_MAX);
         let mountpoint = mountpoint.to_owned();
         let transport = match &rings {
             Ok(rings) => format!("io_uring, {} queues", rings.queues()),
             Err(reason) => format!("/dev/fuse ({reason})"),
         };
         let rings = Mutex::new(rings.ok());
-        Ok(Self { adapter, device, mountpoint, caches, threads, entry, rings, transport })
+        Ok(Self { adapter, device, mountpoint, caches, entry, rings, transport })
     }
 
     /// How requests come, for people.
@@ -232,22 +233,27 @@ impl Session {
         let session = Arc::new(self);
         let rings = session.rings.lock().take();
         let mut loops = Vec::new();
-        let mut threads = session.threads;
         if let Some(rings) = rings {
-            // What io_uring does not carry is little.
-            threads = 1;
             for ring in rings.into_each() {
                 let session = session.clone();
                 let thread = std::thread::Builder::new().name("atrest-uring".to_owned());
                 loops.push(thread.spawn(move || session.serve_ring(ring))?);
             }
         }
-        let spares = if session.adapter.may_wait { SPARES } else { 0 };
-        for number in 0..threads + spares {
+        let number_of_loops = session.adapter.shared.watch.loops();
+        if number_of_loops > 1 {
+            let session = session.clone();
+            let thread = std::thread::Builder::new().name("atrest-guard".to_owned());
+            let guard = move || {
+                session.adapter.shared.watch.guard(&session.device);
+                Ok(())
+            };
+            loops.push(thread.spawn(guard)?);
+        }
+        for number in 0..number_of_loops {
             let session = session.clone();
             let thread = std::thread::Builder::new().name(format!("atrest-fuse-{number}"));
-            let is_spare = number >= threads;
-            match thread.spawn(move || loops::serve(&session.adapter, &session.device, is_spare)) {
+            match thread.spawn(move || loops::serve(&session.adapter, &session.device)) {
                 Ok(started) => loops.push(started),
                 // With fewer it is served all the same.
                 Err(error) if number > 0 => log::warn!("only {number} event loops: {error}"),

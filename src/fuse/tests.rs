@@ -17,7 +17,6 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::unistd::{Whence, lseek};
 use parking_lot::Mutex;
 
-use super::spares::SPARES;
 use super::{IoUring, MountError, NoRings, Options, Session, loops};
 use crate::fs::attr::TimeOrNow;
 use crate::fs::{
@@ -695,7 +694,7 @@ fn advise(file: &File, advice: PosixFadviseAdvice) {
 #[test]
 fn reads_wait_beside_each_other() {
     let Some(mounted) = Mounted::with(IoUring::Off) else { return };
-    let readers = (Options::THREADS_DEFAULT + SPARES) as u64;
+    let readers = Options::THREADS_DEFAULT as u64;
     let path = mounted.path("file");
     fs::write(&path, vec![7; (readers * PAGE) as usize]).unwrap();
     let file = File::open(&path).unwrap();

@@ -139,12 +139,12 @@ impl Device {
     fn poll(&self, event: PollFlags) -> bool {
         let mut polled = [PollFd::new(self.file.as_fd(), event)];
         poll(&mut polled, PollTimeout::ZERO).is_ok()
-            && polled[0].revents().is_some_and(|events| events.contains(event))
+            && polled[0].revents().is_some_and(|events| events.intersects(event))
     }
 
-    /// Whether a request waits to be received.
+    /// Whether [`Device::receive`] would return at once, with a request or the end.
     pub fn is_awaited(&self) -> bool {
-        self.poll(PollFlags::POLLIN)
+        self.poll(PollFlags::POLLIN | PollFlags::POLLERR)
     }
 
     /// The first exchange.

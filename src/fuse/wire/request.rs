@@ -39,6 +39,8 @@ pub struct Header {
     pub node: u64,
     pub uid: u32,
     pub gid: u32,
+    /// The thread that asks; 0 if it is the kernel of its own.
+    pub pid: u32,
 }
 
 impl Header {
@@ -55,6 +57,7 @@ impl Header {
             node: fields.u64()?,
             uid: fields.u32()?,
             gid: fields.u32()?,
+            pid: fields.u32()?,
         })
     }
 }
