@@ -3,8 +3,8 @@
 //! - A lone client is served by one loop, which looks out for its next request a moment before it
 //!   sleeps: to wake a thread takes longer than to answer most requests.
 //! - Clients that take turns are served by two, which look out for nothing: the time is theirs.
-//! - More are called when requests wait behind one that took long to answer, which loops see
-//!   themselves, or while all are busy, which a guard sees.
+//! - More are called when requests wait again and again, or behind a READ or WRITE that took long,
+//!   which loops see themselves, or while all are busy, which a guard sees.
 
 use std::io;
 use std::sync::OnceLock;
@@ -20,6 +20,8 @@ use super::wire::{Device, Header};
 
 /// How long a loop looks out for a request before it sleeps, if that has paid lately.
 const PATIENCE: Duration = Duration::from_micros(50);
+/// A lone loop that finds the next request waiting so many times in a row calls another.
+const BEHIND: u32 = 32;
 /// A loop sleeps after so many requests in a row that others were there for, too.
 const SURPLUS: u32 = 32;
 /// One of so many loops, and two at least, wait for requests of several clients.
@@ -63,8 +65,12 @@ pub(super) struct Pace {
     surplus: u32,
     /// How many it got in all.
     requests: u32,
-    /// Whether the last one was a READ, which waits for the disk if it takes long.
+    /// Whether the last one was a READ, and whether it was a READ or a WRITE.
     was_read: bool,
+    had_contents: bool,
+    /// How many times in a row the next one was there already, while this loop was alone.
+    behind: u32,
+    processors: usize,
     /// When the wait for a request began, and when one came.
     begun: Instant,
     received: Instant,
@@ -210,9 +216,14 @@ impl Watch {
         self.watching.load(Ordering::Relaxed) >= wanted
     }
 
+    /// How many event loops do not sleep.
+    fn awake(&self) -> usize {
+        self.loops.saturating_sub(self.asleep.load(Ordering::Relaxed))
+    }
+
     /// Whether all other event loops sleep, and there is one client.
     fn is_alone(&self) -> bool {
-        !self.has_several() && self.asleep.load(Ordering::Relaxed) + 1 >= self.loops
+        !self.has_several() && self.awake() <= 1
     }
 
     /// Wakes an event loop that sleeps, if one does.
@@ -239,9 +250,9 @@ impl Watch {
 impl Pace {
     /// Of a loop that sleeps at first, if another one waits.
     pub(super) fn new() -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
         // On a single processor the client could not run meanwhile.
-        let has_others = std::thread::available_parallelism().is_ok_and(|count| count.get() > 1);
-        let patience = if has_others { PATIENCE } else { Duration::ZERO };
+        let patience = if processors > 1 { PATIENCE } else { Duration::ZERO };
         let now = Instant::now();
         Self {
             patience,
@@ -249,6 +260,9 @@ impl Pace {
             surplus: SURPLUS,
             requests: 0,
             was_read: false,
+            had_contents: false,
+            behind: 0,
+            processors,
             begun: now,
             received: now,
         }
@@ -258,12 +272,32 @@ impl Pace {
     /// requests had to wait.
     pub(super) fn look_out(&mut self, watch: &Watch, device: &Device) {
         self.begun = Instant::now();
-        let has_waited = self.was_read && self.begun - self.received > PATIENCE;
-        if has_waited && device.is_awaited() {
-            return watch.call();
+        let was_long = self.begun - self.received > PATIENCE;
+        if was_long && self.had_contents && device.is_awaited() {
+            return self.call(watch);
         }
-        while watch.is_alone() && self.begun.elapsed() < self.patience && !device.is_awaited() {
+        if !watch.is_alone() {
+            return;
+        }
+        if device.is_awaited() {
+            self.behind += 1;
+            if self.behind >= BEHIND {
+                self.behind = 0;
+                self.call(watch);
+            }
+            return;
+        }
+        self.behind = 0;
+        while self.begun.elapsed() < self.patience && !device.is_awaited() {
             std::hint::spin_loop();
+        }
+    }
+
+    /// Calls another event loop: for READs, which wait for the disk, as many as there are, for what
+    /// takes a processor's time as many as there are processors.
+    fn call(&self, watch: &Watch) {
+        if self.was_read || watch.awake() < self.processors.max(2) {
+            watch.call();
         }
     }
 
@@ -271,6 +305,7 @@ impl Pace {
     pub(super) fn received(&mut self, watch: &Watch, header: &Header) {
         self.received = Instant::now();
         self.was_read = header.opcode == Opcode::Read as u32;
+        self.had_contents = self.was_read || header.opcode == Opcode::Write as u32;
         self.requests = self.requests.wrapping_add(1);
         if header.pid != 0 && (self.requests % SAMPLE == 0 || !watch.has_several()) {
             watch.count_client(header.pid);
