@@ -117,6 +117,13 @@ impl Rings {
 /// # Errors
 /// The connection broke.
 pub fn serve(adapter: &Adapter, device: &Arc<Device>) -> io::Result<()> {
+    let served = serve_until_gone(adapter, device);
+    // However it ended: nobody sleeps who might have been called.
+    adapter.shared.watch.end();
+    served
+}
+
+fn serve_until_gone(adapter: &Adapter, device: &Arc<Device>) -> io::Result<()> {
     let mut buffer = Buffer::new(REQUEST_BYTES as usize);
     let Shared { requests, watch, .. } = &*adapter.shared;
     let place = requests.join()?;
@@ -126,14 +133,12 @@ pub fn serve(adapter: &Adapter, device: &Arc<Device>) -> io::Result<()> {
         pace.look_out(watch, device);
         let request = device.receive(&mut buffer, |buffer| place.wipe_if_asked(buffer))?;
         drop(watching);
-        let Some(request) = request else { break };
+        let Some(request) = request else { return Ok(()) };
         if let Ok(header) = Header::decode(request) {
             pace.received(watch, &header);
         }
         contain(|| adapter.answer(request, device));
     }
-    watch.end();
-    Ok(())
 }
 
 /// A defect ends the request that it hits, which fails, and no other.

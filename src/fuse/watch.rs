@@ -32,7 +32,7 @@ const CHANGE: u32 = 8;
 const CHANGES_OF_SEVERAL: u32 = 32;
 /// While there are several, each loop looks at one of so many requests only.
 const SAMPLE: u32 = 16;
-/// How often the guard looks, which is how long a request waits at most while a loop sleeps.
+/// How often the guard looks; twice as long a request waits at most while a loop sleeps.
 const TICK: Duration = Duration::from_millis(2);
 /// The guard sleeps when so many ticks have brought no request.
 const IDLE_TICKS: u32 = 20;
@@ -60,14 +60,12 @@ pub(super) struct Watch {
 /// One event loop's own view.
 pub(super) struct Pace {
     patience: Duration,
-    patience_most: Duration,
     /// How many requests it got in a row that others were there for, too.
     surplus: u32,
     /// How many it got in all.
     requests: u32,
-    /// Whether the last one was a READ, and whether it was a READ or a WRITE.
-    was_read: bool,
-    had_contents: bool,
+    /// What the last one was.
+    opcode: u32,
     /// How many times in a row the next one was there already, while this loop was alone.
     behind: u32,
     processors: usize,
@@ -128,7 +126,11 @@ impl Watch {
         pace: &mut Pace,
         mut before: impl FnMut(),
     ) -> io::Result<Watching<'_>> {
-        while pace.surplus >= SURPLUS && self.is_watched_enough() && !device.is_awaited() {
+        while pace.surplus >= SURPLUS
+            && self.is_watched_enough()
+            && !self.has_ended.load(Ordering::SeqCst)
+            && !device.is_awaited()
+        {
             self.asleep.fetch_add(1, Ordering::Relaxed);
             loop {
                 before();
@@ -155,7 +157,8 @@ impl Watch {
         }
     }
 
-    /// The mount is gone: nobody sleeps any more, not even who is about to.
+    /// An event loop has ended: the mount is gone, or broke. Nobody sleeps any more, not even who
+    /// is about to.
     pub(super) fn end(&self) {
         self.has_ended.store(true, Ordering::SeqCst);
         self.wake(self.loops);
@@ -251,16 +254,12 @@ impl Pace {
     /// Of a loop that sleeps at first, if another one waits.
     pub(super) fn new() -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        // On a single processor the client could not run meanwhile.
-        let patience = if processors > 1 { PATIENCE } else { Duration::ZERO };
         let now = Instant::now();
         Self {
-            patience,
-            patience_most: patience,
+            patience: PATIENCE,
             surplus: SURPLUS,
             requests: 0,
-            was_read: false,
-            had_contents: false,
+            opcode: 0,
             behind: 0,
             processors,
             begun: now,
@@ -273,7 +272,8 @@ impl Pace {
     pub(super) fn look_out(&mut self, watch: &Watch, device: &Device) {
         self.begun = Instant::now();
         let was_long = self.begun - self.received > PATIENCE;
-        if was_long && self.had_contents && device.is_awaited() {
+        let had_contents = self.was(Opcode::Read) || self.was(Opcode::Write);
+        if was_long && had_contents && device.is_awaited() {
             return self.call(watch);
         }
         if !watch.is_alone() {
@@ -288,6 +288,10 @@ impl Pace {
             return;
         }
         self.behind = 0;
+        // On a single processor the client could not run meanwhile.
+        if self.processors == 1 {
+            return;
+        }
         while self.begun.elapsed() < self.patience && !device.is_awaited() {
             std::hint::spin_loop();
         }
@@ -296,16 +300,19 @@ impl Pace {
     /// Calls another event loop: for READs, which wait for the disk, as many as there are, for what
     /// takes a processor's time as many as there are processors.
     fn call(&self, watch: &Watch) {
-        if self.was_read || watch.awake() < self.processors.max(2) {
+        if self.was(Opcode::Read) || watch.awake() < self.processors.max(2) {
             watch.call();
         }
+    }
+
+    fn was(&self, opcode: Opcode) -> bool {
+        self.opcode == opcode as u32
     }
 
     /// It was received.
     pub(super) fn received(&mut self, watch: &Watch, header: &Header) {
         self.received = Instant::now();
-        self.was_read = header.opcode == Opcode::Read as u32;
-        self.had_contents = self.was_read || header.opcode == Opcode::Write as u32;
+        self.opcode = header.opcode;
         self.requests = self.requests.wrapping_add(1);
         if header.pid != 0 && (self.requests % SAMPLE == 0 || !watch.has_several()) {
             watch.count_client(header.pid);
@@ -314,7 +321,7 @@ impl Pace {
         if self.received - self.begun > PATIENCE {
             self.patience /= 2;
         } else {
-            self.patience = self.patience_most;
+            self.patience = PATIENCE;
         }
         self.surplus = if watch.is_watched() { self.surplus.saturating_add(1) } else { 0 };
     }

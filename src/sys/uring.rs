@@ -7,11 +7,12 @@
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 
 /// `FUSE_IO_URING_CMD_REGISTER` and `FUSE_IO_URING_CMD_COMMIT_AND_FETCH`.
 const REGISTER: u32 = 1;
@@ -94,13 +95,8 @@ impl Ring {
             .dontfork()
             .setup_cqsize(commands * 2)
             .build(commands)?;
-        // SAFETY: no memory is passed.
-        let descriptor = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-        if descriptor < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the call has just returned this descriptor, and nobody else owns it.
-        let wake = unsafe { OwnedFd::from_raw_fd(descriptor) };
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let wake = OwnedFd::from(EventFd::from_value_and_flags(0, flags)?);
         let wake = Arc::new(Waker(File::from(wake)));
         Ok(Self { ring, device: device.as_fd().try_clone_to_owned()?, slots: Vec::new(), wake })
     }
