@@ -1,5 +1,6 @@
 """Everything in order: options, build, peers, rounds, results."""
 
+import contextlib
 import datetime
 import os
 import pathlib
@@ -21,6 +22,7 @@ import peers as peers_module
 import report
 from disks import MIB, require_space
 from jobs import JOBS
+from profiler import Profile
 from samples import Results, unit
 from setup import SIZES, Setup
 from shell import ROOT, Failure, missing, run
@@ -74,8 +76,9 @@ def results_directory(options, now):
 class Measurement:
     """A run: peers that take turns."""
 
-    def __init__(self, options, setup, peers, results):
+    def __init__(self, options, setup, peers, results, profile=None):
         self.options, self.setup, self.peers, self.results = options, setup, peers, results
+        self.profile = profile
         self.started = time.monotonic()
 
     def round(self, number):
@@ -101,15 +104,26 @@ class Measurement:
             if absent:
                 raise Failure(f"not installed: {', '.join(absent)} (bench/run --install)")
             peer.up()
-            for values in job.run(peer, self.setup):
-                for metric, value in values.items():
-                    self.results.add(metric, peer.name, number, value)
-                    say(f"{self.clock()} round {number + 1}/{self.options.rounds}  {metric:28} "
-                        f"{peer.name:12} {value:10.4g} {unit(metric)}")
+            with self.profiled(number, job, peer):
+                for values in job.run(peer, self.setup):
+                    self.add(number, peer, values)
         except (Failure, OSError) as error:
             self.results.fail(job.name, peer.name, " ".join(str(error).split()))
             say(f"{self.clock()} failed: {job.name} on {peer.name}: {error}")
         self.rest(peer)
+
+    def add(self, number, peer, values):
+        for metric, value in values.items():
+            self.results.add(metric, peer.name, number, value)
+            say(f"{self.clock()} round {number + 1}/{self.options.rounds}  {metric:28} "
+                f"{peer.name:12} {value:10.4g} {unit(metric)}")
+
+    def profiled(self, number, job, peer):
+        """The last round of atrest, if that is wanted: what jobs leave for each other is there by then."""
+        last = number == self.options.rounds - 1
+        if self.profile and last and not job.growth and peer.name.startswith("atrest-"):
+            return self.profile.of(job, peer)
+        return contextlib.nullcontext()
 
     def rest(self, peer):
         """A peer that cannot be unmounted is left alone from then on, and cleaned up at the end."""
@@ -155,7 +169,8 @@ def measure(options):
                   "command": " ".join(["bench/run", *sys.argv[1:]]), "rounds": options.rounds,
                   "peers": options.peers, "unavailable": unavailable, "sizes": setup.facts(),
                   "versions": peers_module.versions(peers)}
-        measurement = Measurement(options, setup, peers, results)
+        profile = Profile(directory, scratch) if options.profile else None
+        measurement = Measurement(options, setup, peers, results, profile)
         for number in range(options.rounds):
             measurement.round(number)
             record.update(rounds_done=number + 1, quiet=quiet.facts())

@@ -38,6 +38,8 @@ def parser():
     add("--publish", action="store_true", help="also replace the table in README.md")
     add("--compare", metavar="OLD", help="say what is slower than in the results OLD")
     add("--with", metavar="NEW", dest="new", help="compare OLD with the results NEW; measure nothing")
+    add("--profile", action="store_true",
+        help="in the last round, also write where atrest's time goes (perf)")
     add("--list", action="store_true", help="list all jobs and what they measure")
     return made
 
@@ -62,6 +64,8 @@ def parse(words):
     options.output = (options.output or ROOT / "bench/results").absolute()
     options.scratch = (options.scratch or pathlib.Path(os.environ.get("TMPDIR", "/tmp"))).absolute()
     options.label = options.label or os.uname().release
+    if options.profile and (options.publish or options.compare):
+        made.error("--profile slows down what it looks at: not with --publish or --compare")
     if options.publish:
         publishable(made, options)
     return options
@@ -72,7 +76,7 @@ def only_compared(made, options):
     if not options.compare:
         made.error("--with NEW needs --compare OLD")
     for name in ("jobs", "peers", "runs", "quick", "size", "tree", "label", "output", "scratch",
-                 "no_build", "publish", "list"):
+                 "no_build", "publish", "profile", "list"):
         if getattr(options, name):
             made.error(f"--with measures nothing: --{name.replace('_', '-')} contradicts it")
 

@@ -11,12 +11,14 @@
 //!    mixture; the new one once it returned `Ok`.
 //! 6. A sync that failed says nothing about what is durable, and is never repeated and believed.
 
+mod direct;
 mod lock;
 mod os;
 mod shadow;
 pub mod sim;
 mod uncached;
 
+pub use direct::AlignedBuffer;
 pub use lock::{Holder, LockError, LockInfo, VolumeLock};
 pub use os::OsStorage;
 pub use shadow::Shadow;
@@ -66,6 +68,11 @@ pub trait Storage: Send + Sync {
     /// stay in the page cache.
     fn read_uncached_at(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.read_at(file, offset, buffer)
+    }
+    /// As [`Storage::read_uncached_at`], around the page cache if the buffer is a large one of
+    /// [`AlignedBuffer`] and the filesystem can do that: for who would wait for the disk anyway.
+    fn read_directly_at(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.read_uncached_at(file, offset, buffer)
     }
     /// As [`Storage::write_at`], of bytes that nobody will want again soon: a large piece is on its
     /// way to the disk at once, and need not stay in the page cache.

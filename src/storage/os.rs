@@ -1,6 +1,7 @@
 //! The real directory.
 
-use super::uncached::Uncached;
+use super::direct::Direct;
+use super::uncached::{UNCACHED_BYTES, Uncached};
 use super::{Capacity, FileId, Storage};
 use crate::sys::files;
 use nix::dir::{Dir, Type};
@@ -46,6 +47,7 @@ pub struct OsStorage {
     read_only: bool,
     files: RwLock<HashMap<FileId, Arc<File>>>,
     uncached: Uncached,
+    direct: Direct,
 }
 
 impl OsStorage {
@@ -96,8 +98,8 @@ impl OsStorage {
     fn from_directory(directory: File, read_only: bool) -> io::Result<Self> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let data = nix::fcntl::openat(&directory, DATA_NAME, flags, Mode::empty())?.into();
-        let (files, uncached) = (RwLock::default(), Uncached::new());
-        Ok(Self { directory, data, read_only, files, uncached })
+        let (files, uncached, direct) = (RwLock::default(), Uncached::new(), Direct::new());
+        Ok(Self { directory, data, read_only, files, uncached, direct })
     }
 
     /// The open file, from the cache if it is there.
@@ -194,6 +196,8 @@ impl Storage for OsStorage {
         let mut files = self.files.write();
         nix::unistd::unlinkat(directory, name.as_str(), UnlinkatFlags::NoRemoveDir)?;
         files.remove(&file);
+        drop(files);
+        self.direct.forget(file);
         Ok(())
     }
 
@@ -221,6 +225,17 @@ impl Storage for OsStorage {
 
     fn read_uncached_at(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.uncached.read_exact_at(&*self.file(file)?, buffer, offset)
+    }
+
+    fn read_directly_at(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let open = || {
+            let (directory, name) = self.place(file)?;
+            open_regular(directory, &name, OFlag::O_RDONLY | OFlag::O_DIRECT)
+        };
+        if buffer.len() >= UNCACHED_BYTES && self.direct.read(file, offset, buffer, open) {
+            return Ok(());
+        }
+        self.read_uncached_at(file, offset, buffer)
     }
 
     fn write_uncached_at(&self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {

@@ -97,31 +97,46 @@ impl Volume {
     /// content lock and knows that the file is paged.
     pub(super) fn read_pages(&self, ino: u64, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
         let _pin = self.epochs.pin();
-        let last = (offset + buffer.len() as u64 - 1) / PAGE;
-        let mut pointers: Vec<(u64, PagePointer)> = Vec::with_capacity(READ_PAGES_MAX);
+        let first = offset / PAGE;
+        let count = (offset + buffer.len() as u64 - 1) / PAGE + 1 - first;
+        let pages = self.pointers(ino, first, count)?;
+        self.apart.note(ino, &pages, pages.chunk_by(are_adjacent).count());
+        if pages.len() as u64 != count {
+            // Holes.
+            buffer.fill(0);
+        }
+        let ahead = self.ahead.follow(ino, first, count);
+        for group in together(&pages) {
+            let is_open = match ahead.of(group) {
+                Some(sealed) => self.open_group(ino, group, sealed, offset, buffer)?.is_none(),
+                None => false,
+            };
+            if !is_open {
+                self.read_group(ino, group, offset, buffer)?;
+            }
+        }
+        self.ahead.recycle(ahead);
+        Ok(())
+    }
+
+    /// Where pages are, ascending; holes are left out.
+    pub(super) fn pointers(
+        &self,
+        ino: u64,
+        first: u64,
+        count: u64,
+    ) -> Result<Vec<(u64, PagePointer)>, Error> {
+        let mut pages = Vec::with_capacity(count as usize);
         let mut map: Option<(u64, PageMap)> = None;
-        for page in offset / PAGE..=last {
+        for page in first..first + count {
             let run = page / RUN_PAGES;
             if map.as_ref().is_none_or(|(of, _)| *of != run) {
                 map = Some((run, self.page_map(ino, run)?));
             }
             let (_, map) = map.as_ref().expect("just set");
-            match map.pages[(page % RUN_PAGES) as usize] {
-                Some(pointer) => pointers.push((page, pointer)),
-                None => {
-                    let (from, to, _) = overlap(page, offset, buffer.len());
-                    buffer[from..to].fill(0);
-                }
-            }
+            pages.extend(map.pages[(page % RUN_PAGES) as usize].map(|pointer| (page, pointer)));
         }
-        let adjacent =
-            |a: &(u64, PagePointer), b: &(u64, PagePointer)| a.1.slot.is_before(b.1.slot);
-        let places = pointers.chunk_by(adjacent).count();
-        self.apart.note(ino, &pointers, places);
-        for group in pointers.chunk_by(adjacent).flat_map(|group| group.chunks(READ_PAGES_MAX)) {
-            self.read_group(ino, group, offset, buffer)?;
-        }
-        Ok(())
+        Ok(pages)
     }
 
     /// Reads pages that are adjacent on disk and opens each into its place in `buffer`.
@@ -141,28 +156,44 @@ impl Volume {
             if let Err(error) = read {
                 return Err(self.page_lost(ino, group[0].0, Some(error)));
             }
-            let mut key = None;
-            for ((page, pointer), sealed) in group.iter().zip(sealed.chunks_exact(PAGE_BYTES)) {
-                let chunk = chunk_of(*page);
-                if key.as_ref().is_none_or(|(of, _)| *of != chunk) {
-                    key = Some((chunk, self.dek(ino, chunk)?));
-                }
-                let (_, key) = key.as_ref().expect("just set");
-                let aad = self.page_aad(ino, *page);
-                let (from, to, within) = overlap(*page, offset, buffer.len());
-                let opened = if to - from == PAGE_BYTES {
-                    let plaintext = &mut buffer[from..to];
-                    key.open(pointer.nonce, &aad, pointer.tag, sealed, plaintext)
-                } else {
-                    let mut plaintext = [0; PAGE_BYTES];
-                    let opened = key.open(pointer.nonce, &aad, pointer.tag, sealed, &mut plaintext);
-                    buffer[from..to].copy_from_slice(&plaintext[within..within + to - from]);
-                    opened
-                };
-                opened.map_err(|_| self.page_lost(ino, *page, None))?;
-            }
-            Ok(())
+            let broken = self.open_group(ino, group, sealed, offset, buffer)?;
+            broken.map_or(Ok(()), |page| Err(self.page_lost(ino, page, None)))
         })
+    }
+
+    /// Opens sealed pages, each into its place in `buffer`, which starts at `offset`. Returns the
+    /// first that does not authenticate.
+    fn open_group(
+        &self,
+        ino: u64,
+        group: &[(u64, PagePointer)],
+        sealed: &[u8],
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<Option<u64>, Error> {
+        let mut key = None;
+        for ((page, pointer), sealed) in group.iter().zip(sealed.chunks_exact(PAGE_BYTES)) {
+            let chunk = chunk_of(*page);
+            if key.as_ref().is_none_or(|(of, _)| *of != chunk) {
+                key = Some((chunk, self.dek(ino, chunk)?));
+            }
+            let (_, key) = key.as_ref().expect("just set");
+            let aad = self.page_aad(ino, *page);
+            let (from, to, within) = overlap(*page, offset, buffer.len());
+            let opened = if to - from == PAGE_BYTES {
+                let plaintext = &mut buffer[from..to];
+                key.open(pointer.nonce, &aad, pointer.tag, sealed, plaintext)
+            } else {
+                let mut plaintext = [0; PAGE_BYTES];
+                let opened = key.open(pointer.nonce, &aad, pointer.tag, sealed, &mut plaintext);
+                buffer[from..to].copy_from_slice(&plaintext[within..within + to - from]);
+                opened
+            };
+            if opened.is_err() {
+                return Ok(Some(*page));
+            }
+        }
+        Ok(None)
     }
 
     fn page_lost(&self, ino: u64, page: u64, cause: Option<io::Error>) -> Error {
@@ -545,6 +576,17 @@ impl Volume {
         };
         aad
     }
+}
+
+fn are_adjacent(a: &(u64, PagePointer), b: &(u64, PagePointer)) -> bool {
+    a.1.slot.is_before(b.1.slot)
+}
+
+/// Pages that are read from the disk in one piece each.
+pub(super) fn together(
+    pages: &[(u64, PagePointer)],
+) -> impl Iterator<Item = &[(u64, PagePointer)]> {
+    pages.chunk_by(are_adjacent).flat_map(|group| group.chunks(READ_PAGES_MAX))
 }
 
 /// Where a page meets a buffer that starts at `offset`: from and to in the buffer, from in the

@@ -5,7 +5,7 @@ use super::records::{after_owner, dek_key, map_key};
 use super::resize::{RUNS_AT_ONCE, run_of};
 use super::{Error, Volume};
 use crate::format::RUN_PAGES;
-use crate::format::record::{self, Table};
+use crate::format::record::{self, Inode, Table};
 
 impl Volume {
     /// Removes everything of an inode that is no longer open: record, contents, xattrs, orphan
@@ -25,10 +25,13 @@ impl Volume {
         loop {
             let from = map_key(ino, 0);
             let to = after_owner(Table::PageMap, ino);
-            let keys = self.keys_of(&from, &to, RUNS_AT_ONCE)?;
+            let keys = match inode.paged {
+                true => self.keys_of(&from, &to, RUNS_AT_ONCE)?,
+                false => Vec::new(),
+            };
             let last = keys.len() < RUNS_AT_ONCE;
             let _lock = self.lock_inodes(&[ino]);
-            let others = if last { self.keys_beside_pages(ino)? } else { Vec::new() };
+            let others = if last { self.keys_beside_pages(ino, &inode)? } else { Vec::new() };
             let mut change = self.change(true)?;
             let mut chunk = None;
             for key in keys {
@@ -53,12 +56,19 @@ impl Volume {
         }
     }
 
-    /// Keys of inline content, xattrs and data keys that have no pages any more.
-    fn keys_beside_pages(&self, ino: u64) -> Result<Vec<Box<[u8]>>, Error> {
+    /// Keys of inline content, xattrs and data keys that have no pages any more. The record says
+    /// what there can be, but for a data key whose pages were never written.
+    fn keys_beside_pages(&self, ino: u64, inode: &Inode) -> Result<Vec<Box<[u8]>>, Error> {
         let mut keys = Vec::new();
-        for table in [Table::Inline, Table::Xattr, Table::Dek] {
-            let from = record::key(table, ino, &[]);
-            keys.extend(self.keys_of(&from, &after_owner(table, ino), usize::MAX)?);
+        for (table, is_possible) in [
+            (Table::Inline, !inode.paged && inode.size > 0),
+            (Table::Xattr, inode.has_xattrs),
+            (Table::Dek, inode.mode & libc::S_IFMT == libc::S_IFREG),
+        ] {
+            if is_possible {
+                let from = record::key(table, ino, &[]);
+                keys.extend(self.keys_of(&from, &after_owner(table, ino), usize::MAX)?);
+            }
         }
         Ok(keys)
     }

@@ -1,5 +1,6 @@
 //! A volume as records and page contents: what the tree's keys mean. Knows no POSIX rules.
 
+mod ahead;
 mod background;
 pub mod check;
 mod content;
@@ -32,6 +33,7 @@ use crate::format::record::{self, Counters, Inode, Table, Timestamp};
 use crate::format::{PAGE_BYTES, VolumeId};
 use crate::key::VolumeKeys;
 use crate::storage::{Shadow, Storage};
+use ahead::Ahead;
 use background::Background;
 use cuts::Cuts;
 use data_keys::DataKeys;
@@ -197,6 +199,7 @@ pub struct Volume {
     cuts: Cuts,
     promises: Promises,
     background: Background,
+    ahead: Ahead,
     apart: Apart,
     damage_log: DamageLog,
     before_epoch: OnceLock<BeforeEpoch>,
@@ -314,6 +317,7 @@ impl Volume {
             cuts,
             promises: Promises::default(),
             background: Background::new(),
+            ahead: Ahead::new(),
             apart: Apart::default(),
             damage_log: DamageLog::new(),
             before_epoch: OnceLock::new(),
@@ -322,9 +326,10 @@ impl Volume {
         Ok((volume, report))
     }
 
-    /// Starts the thread that commits every few seconds and frees what was cut off. Without it,
-    /// epochs end only by [`Volume::sync`].
+    /// Starts the threads: one reads ahead, one commits every few seconds and frees what was cut
+    /// off. Without that, epochs end only by [`Volume::sync`].
     pub fn start(self: &Arc<Self>) {
+        Ahead::start(self);
         if !self.read_only {
             Background::start(self);
         }
@@ -335,6 +340,7 @@ impl Volume {
     /// # Errors
     /// If not everything could be made durable.
     pub fn close(&self) -> Result<(), Error> {
+        self.ahead.stop();
         self.background.stop();
         if self.read_only {
             return Ok(());

@@ -1,6 +1,7 @@
 //! A volume over the simulated disk: what is written is read back, now and after reopening; space
 //! comes back; damage is confined.
 
+mod ahead;
 mod allocate;
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,0 +1,289 @@
+//! Contents that are read in sequence are fetched from the disk before they are asked for, so that
+//! the disk works while pages are opened and answers copied.
+//!
+//! What is fetched stays sealed. It is used only where the page map still says the same of a page
+//! when it is asked for: a nonce is used once, so that these are its bytes whatever happened
+//! meanwhile. Nothing has to be told of writes.
+
+use super::Volume;
+use super::content::together;
+use crate::format::PAGE_BYTES;
+use crate::format::map::PagePointer;
+use crate::storage::{AlignedBuffer, FileId};
+use parking_lot::{Condvar, Mutex};
+use std::collections::VecDeque;
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+
+/// Reads of fewer pages (128 KiB) say nothing about an order.
+const SEQUENCE_PAGES: u64 = 32;
+/// Reads that are fetched ahead of a reader.
+const DEPTH: usize = 2;
+/// So that the disk has the next of them while one is copied.
+const THREADS: usize = 2;
+/// Readers that are followed at a time.
+const STREAMS_MAX: usize = 4;
+/// Buffers that wait to be used again.
+const SPARE_MAX: usize = 4;
+
+/// Who reads in sequence, and what is fetched for them.
+pub(super) struct Ahead {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    work: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    is_running: bool,
+    /// The one that read last is the last.
+    streams: VecDeque<Stream>,
+    queue: VecDeque<Arc<Window>>,
+    spare: Vec<AlignedBuffer>,
+    fetched_bytes: u64,
+}
+
+/// A reader that would go on at page `next`.
+struct Stream {
+    ino: u64,
+    next: u64,
+    windows: VecDeque<Arc<Window>>,
+}
+
+/// Pages that are fetched in one go.
+struct Window {
+    ino: u64,
+    first: u64,
+    count: u64,
+    state: Mutex<Fetch>,
+    ended: Condvar,
+}
+
+enum Fetch {
+    Queued,
+    Running,
+    /// Nothing, if it failed: the reader tries it again and is told.
+    Ended(Option<Sealed>),
+    /// The reader was there first, or is gone.
+    Cancelled,
+}
+
+/// Sealed pages and where they were, ascending.
+#[derive(Default)]
+pub(super) struct Sealed {
+    pages: Vec<(u64, PagePointer)>,
+    bytes: AlignedBuffer,
+}
+
+impl Sealed {
+    /// The bytes of these pages, if all are here and still what they were.
+    pub(super) fn of(&self, pages: &[(u64, PagePointer)]) -> Option<&[u8]> {
+        let (first, _) = pages.first()?;
+        let at = self.pages.binary_search_by_key(first, |(page, _)| *page).ok()?;
+        (self.pages.get(at..at + pages.len())? == pages)
+            .then(|| &self.bytes.bytes()[at * PAGE_BYTES..(at + pages.len()) * PAGE_BYTES])
+    }
+}
+
+impl Window {
+    fn begin(&self) -> bool {
+        let mut state = self.state.lock();
+        let is_wanted = matches!(*state, Fetch::Queued);
+        if is_wanted {
+            *state = Fetch::Running;
+        }
+        is_wanted
+    }
+
+    /// What was fetched. Waits for what is on its way; what is not yet, the reader fetches.
+    fn take(&self) -> Option<Sealed> {
+        let mut state = self.state.lock();
+        while matches!(*state, Fetch::Running) {
+            self.ended.wait(&mut state);
+        }
+        match std::mem::replace(&mut *state, Fetch::Cancelled) {
+            Fetch::Ended(fetched) => fetched,
+            _ => None,
+        }
+    }
+}
+
+/// A window that is being fetched, and what came of it. Whatever ends the fetch, the reader does
+/// not wait any longer.
+struct Running<'a>(&'a Window, Option<Sealed>);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        *self.0.state.lock() = Fetch::Ended(self.1.take());
+        self.0.ended.notify_all();
+    }
+}
+
+impl State {
+    /// The window that begins at `first`, if this read goes on where another ended; what comes
+    /// after it is asked for.
+    fn follow(&mut self, ino: u64, first: u64, count: u64) -> Option<Arc<Window>> {
+        let known = self.streams.iter().position(|s| s.ino == ino && s.next == first);
+        let known = known.and_then(|at| self.streams.remove(at));
+        let is_known = known.is_some();
+        let new = || Stream { ino, next: first, windows: VecDeque::new() };
+        let mut stream = known.unwrap_or_else(new);
+        stream.next = first + count;
+        let mut found = None;
+        while stream.windows.front().is_some_and(|window| window.first < stream.next) {
+            let window = stream.windows.pop_front().expect("it was seen");
+            if window.first == first {
+                found = Some(window);
+            }
+        }
+        if is_known {
+            while stream.windows.len() < DEPTH {
+                let last = stream.windows.back();
+                let first = last.map_or(stream.next, |window| window.first + window.count);
+                let (state, ended) = (Mutex::new(Fetch::Queued), Condvar::new());
+                let window = Arc::new(Window { ino, first, count, state, ended });
+                self.queue.push_back(window.clone());
+                stream.windows.push_back(window);
+            }
+        }
+        self.streams.push_back(stream);
+        if self.streams.len() > STREAMS_MAX {
+            let gone = self.streams.pop_front();
+            self.queue.retain(|window| gone.as_ref().is_none_or(|s| s.ino != window.ino));
+        }
+        found
+    }
+}
+
+impl Ahead {
+    pub(super) fn new() -> Self {
+        Self { shared: Arc::default(), threads: Mutex::default() }
+    }
+
+    /// Starts the threads that fetch; nothing is, before.
+    pub(super) fn start(volume: &Arc<Volume>) {
+        let shared = &volume.ahead.shared;
+        shared.state.lock().is_running = true;
+        for _ in 0..THREADS {
+            let (shared, weak) = (shared.clone(), Arc::downgrade(volume));
+            let thread = std::thread::Builder::new()
+                .name("atrest-ahead".into())
+                .spawn(move || shared.serve(&weak))
+                .expect("a thread can be started while mounting");
+            volume.ahead.threads.lock().push(thread);
+        }
+    }
+
+    /// Ends the threads and waits for them.
+    pub(super) fn stop(&self) {
+        self.shared.stop();
+        for thread in self.threads.lock().drain(..) {
+            if thread.join().is_err() {
+                log::error!("a thread that reads ahead had panicked");
+            }
+        }
+    }
+
+    /// Tells of a read, and returns what was fetched for it.
+    pub(super) fn follow(&self, ino: u64, first: u64, count: u64) -> Sealed {
+        if count < SEQUENCE_PAGES {
+            return Sealed::default();
+        }
+        let mut state = self.shared.state.lock();
+        if !state.is_running {
+            return Sealed::default();
+        }
+        let window = state.follow(ino, first, count);
+        if !state.queue.is_empty() {
+            self.shared.work.notify_one();
+        }
+        drop(state);
+        window.and_then(|window| window.take()).unwrap_or_default()
+    }
+
+    /// Takes back what was read.
+    pub(super) fn recycle(&self, sealed: Sealed) {
+        self.shared.recycle(sealed.bytes);
+    }
+}
+
+impl Drop for Ahead {
+    /// The volume may be let go by the thread itself, which cannot wait for its own end.
+    fn drop(&mut self) {
+        self.shared.stop();
+    }
+}
+
+impl Shared {
+    fn serve(&self, volume: &Weak<Volume>) {
+        while let Some((window, bytes)) = self.next() {
+            let Some(volume) = volume.upgrade() else { return };
+            if window.begin() {
+                let mut running = Running(&window, None);
+                running.1 = volume.fetch(&window, bytes);
+            } else {
+                self.recycle(bytes);
+            }
+        }
+    }
+
+    /// What to fetch next, and a buffer; `None` at the end.
+    fn next(&self) -> Option<(Arc<Window>, AlignedBuffer)> {
+        let mut state = self.state.lock();
+        loop {
+            if !state.is_running {
+                return None;
+            }
+            if let Some(window) = state.queue.pop_front() {
+                return Some((window, state.spare.pop().unwrap_or_default()));
+            }
+            self.work.wait(&mut state);
+        }
+    }
+
+    fn recycle(&self, bytes: AlignedBuffer) {
+        let mut state = self.state.lock();
+        if !bytes.bytes().is_empty() && state.spare.len() < SPARE_MAX {
+            state.spare.push(bytes);
+        }
+    }
+
+    /// What is queued is not fetched any more; readers do not wait for it.
+    fn stop(&self) {
+        let mut state = self.state.lock();
+        state.is_running = false;
+        state.queue.clear();
+        state.streams.clear();
+        state.spare.clear();
+        self.work.notify_all();
+    }
+}
+
+impl Volume {
+    /// Bytes that were fetched before somebody asked for them, so far.
+    pub fn read_ahead_bytes(&self) -> u64 {
+        self.ahead.shared.state.lock().fetched_bytes
+    }
+
+    /// Reads the pages of a window as they are.
+    fn fetch(&self, window: &Window, mut bytes: AlignedBuffer) -> Option<Sealed> {
+        let _pin = self.epochs.pin();
+        let pages = self.pointers(window.ino, window.first, window.count).ok()?;
+        let length = pages.len() * PAGE_BYTES;
+        let mut rest = bytes.first_mut(length);
+        for group in together(&pages) {
+            let (part, after) = rest.split_at_mut(group.len() * PAGE_BYTES);
+            let slot = group[0].1.slot;
+            let file = FileId::Segment(slot.segment());
+            self.storage.read_directly_at(file, slot.offset(), part).ok()?;
+            rest = after;
+        }
+        self.ahead.shared.state.lock().fetched_bytes += length as u64;
+        Some(Sealed { pages, bytes })
+    }
+}
