@@ -21,6 +21,7 @@ import compare  # noqa: E402
 import main  # noqa: E402
 import options  # noqa: E402
 import plots  # noqa: E402
+import profiler  # noqa: E402
 import report  # noqa: E402
 import samples  # noqa: E402
 import shell  # noqa: E402
@@ -186,6 +187,8 @@ class CommandLine(unittest.TestCase):
             (["--publish", "--runs", "3"], "--publish contradicts a short run"),
             (["--publish", "--peers", "ext4"], "passthrough"),
             (["--publish", "--jobs", "fio"], "untar"),
+            (["--profile", "--publish"], "--profile slows down"),
+            (["--compare", "x", "--with", "y", "--profile"], "--profile contradicts"),
         ]:
             self.assertIn(says, self.refused(*words))
 
@@ -260,6 +263,29 @@ class Reports(unittest.TestCase):
                 report.publish(path, self.results, self.record, ROOT / "bench/results/x")
         # The markers are in the real one.
         self.assertTrue(all(marker in (ROOT / "README.md").read_text() for marker in report.MARKERS))
+
+
+class Profiles(unittest.TestCase):
+    """What perf says, as a section."""
+
+    LINES = """
+        swapper     cpu-clock/period=1/: ffffffff821 pv_native_safe_halt
+   atrest-fuse-0     cpu-clock/period=1/:         55dd0eac atrest::epoch::Epochs::get
+   atrest-fuse-1     cpu-clock/period=1/:         55dd0eac <alloc::vec::Vec<T,A> as core::Extend<T>>::extend
+          epochs     cpu-clock/period=1/:         55dd0eac atrest::epoch::Epochs::get
+    kworker/u8:1     cpu-clock/period=1/: ffffffff821 iowrite16
+              rm     cpu-clock/period=1/: ffffffff821 do_syscall_64
+   atrest-worker     cpu-clock/period=1/: ffffffff821 do_syscall_64
+              rm     fuse:fuse_request_send: ffffffff818 connection 39 opcode 10 (FUSE_UNLINK) len 45
+              rm     fuse:fuse_request_send: ffffffff818 connection 39 opcode 10 (FUSE_UNLINK) len 45
+    """
+
+    def test_counted(self):
+        # Threads of the daemon count together, those of the kernel together, requests beside both.
+        counted = profiler.Counted(self.LINES.splitlines())
+        self.assertEqual(counted.comms, {"atrest": 4, "idle": 1, "threads of the kernel": 1, "rm": 1})
+        self.assertEqual(counted.requests, {"UNLINK": 2})
+        self.assertEqual(counted.symbols, {"atrest::epoch::Epochs::get": 2, "::extend": 1, "do_syscall_64 *k*": 1})
 
 
 class Running(unittest.TestCase):

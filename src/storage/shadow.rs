@@ -60,6 +60,11 @@ impl Shadow {
         };
         change(layer.as_mut().ok_or(io::ErrorKind::NotFound)?)
     }
+
+    /// Whether a file is as it is below.
+    fn is_below(&self, file: FileId) -> bool {
+        !self.state.lock().files.contains_key(&file)
+    }
 }
 
 /// The end of a range, in bytes.
@@ -175,10 +180,26 @@ impl Storage for Shadow {
 
     fn read_at(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         match self.state.lock().files.get(&file) {
-            Some(Some(layer)) => layer.read(&*self.below, file, offset, buffer),
-            Some(None) => Err(io::ErrorKind::NotFound.into()),
-            None => self.below.read_at(file, offset, buffer),
+            Some(Some(layer)) => return layer.read(&*self.below, file, offset, buffer),
+            Some(None) => return Err(io::ErrorKind::NotFound.into()),
+            None => {}
         }
+        // Readers of what was never written to here do not wait for each other.
+        self.below.read_at(file, offset, buffer)
+    }
+
+    fn read_uncached_at(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        if self.is_below(file) {
+            return self.below.read_uncached_at(file, offset, buffer);
+        }
+        self.read_at(file, offset, buffer)
+    }
+
+    fn read_directly_at(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        if self.is_below(file) {
+            return self.below.read_directly_at(file, offset, buffer);
+        }
+        self.read_at(file, offset, buffer)
     }
 
     fn write_at(&self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
@@ -311,7 +332,12 @@ mod tests {
             9 => outcome(storage.sync(file)),
             10 => {
                 let mut buffer = vec![0; bytes as usize];
-                outcome(storage.read_at(file, offset, &mut buffer).map(|()| buffer))
+                let read = match fill % 3 {
+                    0 => storage.read_at(file, offset, &mut buffer),
+                    1 => storage.read_uncached_at(file, offset, &mut buffer),
+                    _ => storage.read_directly_at(file, offset, &mut buffer),
+                };
+                outcome(read.map(|()| buffer))
             }
             _ => outcome(storage.write_at(file, offset, &vec![fill; bytes as usize])),
         }
