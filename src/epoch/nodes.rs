@@ -338,7 +338,8 @@ impl<'a> NodeWriter<'a> {
     fn flush_copy(&self, copy: usize, pending: &[([Slot; 2], Page)]) -> io::Result<()> {
         let next_to = |a: &([Slot; 2], Page), b: &([Slot; 2], Page)| a.0[copy].is_before(b.0[copy]);
         for group in pending.chunk_by(next_to) {
-            let bytes: Vec<u8> = group.iter().flat_map(|(_, page)| page.iter().copied()).collect();
+            let mut bytes = Vec::with_capacity(group.len() * PAGE_BYTES);
+            group.iter().for_each(|(_, page)| bytes.extend_from_slice(&page[..]));
             let (file, offset) =
                 (FileId::Segment(group[0].0[copy].segment()), group[0].0[copy].offset());
             self.store.storage.write_at(file, offset, &bytes)?;
