@@ -18,13 +18,16 @@ use std::thread::JoinHandle;
 /// Reads of fewer pages (128 KiB) say nothing about an order.
 const SEQUENCE_PAGES: u64 = 32;
 /// Reads that are fetched ahead of a reader.
-const DEPTH: usize = 2;
-/// So that the disk has the next of them while one is copied.
-const THREADS: usize = 2;
+const DEPTH: u64 = 2;
+/// Pages that are fetched in one go: 256 KiB. The first are opened while the others are on their
+/// way, and what lies apart is read from many places at once.
+const WINDOW_PAGES: u64 = 64;
+/// All windows of a reader at once: on a disk that takes a millisecond, waiting is all there is.
+const THREADS: usize = 8;
 /// Readers that are followed at a time.
 const STREAMS_MAX: usize = 4;
 /// Buffers that wait to be used again.
-const SPARE_MAX: usize = 4;
+const SPARE_MAX: usize = 16;
 
 /// Who reads in sequence, and what is fetched for them.
 pub(super) struct Ahead {
@@ -52,11 +55,13 @@ struct State {
 struct Stream {
     ino: u64,
     next: u64,
+    /// Everything before this page was asked for.
+    end: u64,
     windows: VecDeque<Arc<Window>>,
 }
 
 /// Pages that are fetched in one go.
-struct Window {
+pub(super) struct Window {
     ino: u64,
     first: u64,
     count: u64,
@@ -91,6 +96,11 @@ impl Sealed {
 }
 
 impl Window {
+    /// The page behind its last.
+    pub(super) fn end(&self) -> u64 {
+        self.first + self.count
+    }
+
     fn begin(&self) -> bool {
         let mut state = self.state.lock();
         let is_wanted = matches!(*state, Fetch::Queued);
@@ -101,7 +111,7 @@ impl Window {
     }
 
     /// What was fetched. Waits for what is on its way; what is not yet, the reader fetches.
-    fn take(&self) -> Option<Sealed> {
+    pub(super) fn take(&self) -> Option<Sealed> {
         let mut state = self.state.lock();
         while matches!(*state, Fetch::Running) {
             self.ended.wait(&mut state);
@@ -125,31 +135,30 @@ impl Drop for Running<'_> {
 }
 
 impl State {
-    /// The window that begins at `first`, if this read goes on where another ended; what comes
-    /// after it is asked for.
-    fn follow(&mut self, ino: u64, first: u64, count: u64) -> Option<Arc<Window>> {
+    /// The windows of this read, if it goes on where another ended; what comes after it is asked
+    /// for.
+    fn follow(&mut self, ino: u64, first: u64, count: u64) -> Vec<Arc<Window>> {
         let known = self.streams.iter().position(|s| s.ino == ino && s.next == first);
         let known = known.and_then(|at| self.streams.remove(at));
         let is_known = known.is_some();
-        let new = || Stream { ino, next: first, windows: VecDeque::new() };
+        let new = || Stream { ino, next: first, end: first, windows: VecDeque::new() };
         let mut stream = known.unwrap_or_else(new);
         stream.next = first + count;
-        let mut found = None;
-        while stream.windows.front().is_some_and(|window| window.first < stream.next) {
-            let window = stream.windows.pop_front().expect("it was seen");
-            if window.first == first {
-                found = Some(window);
-            }
-        }
-        if is_known {
-            while stream.windows.len() < DEPTH {
-                let last = stream.windows.back();
-                let first = last.map_or(stream.next, |window| window.first + window.count);
-                let (state, ended) = (Mutex::new(Fetch::Queued), Condvar::new());
-                let window = Arc::new(Window { ino, first, count, state, ended });
-                self.queue.push_back(window.clone());
-                stream.windows.push_back(window);
-            }
+        let own = stream.windows.iter().take_while(|window| window.first < stream.next).count();
+        let found = stream.windows.drain(..own).collect();
+        stream.end = stream.end.max(stream.next);
+        while is_known && stream.end < stream.next + DEPTH * count {
+            let within = (stream.end - first) % count;
+            let window = Arc::new(Window {
+                ino,
+                first: stream.end,
+                count: WINDOW_PAGES.min(count - within),
+                state: Mutex::new(Fetch::Queued),
+                ended: Condvar::new(),
+            });
+            stream.end += window.count;
+            self.queue.push_back(window.clone());
+            stream.windows.push_back(window);
         }
         self.streams.push_back(stream);
         if self.streams.len() > STREAMS_MAX {
@@ -189,21 +198,21 @@ impl Ahead {
         }
     }
 
-    /// Tells of a read, and returns what was fetched for it.
-    pub(super) fn follow(&self, ino: u64, first: u64, count: u64) -> Sealed {
+    /// Tells of a read, and returns what was, or will be, fetched for it, in order.
+    pub(super) fn follow(&self, ino: u64, first: u64, count: u64) -> Vec<Arc<Window>> {
         if count < SEQUENCE_PAGES {
-            return Sealed::default();
+            return Vec::new();
         }
         let mut state = self.shared.state.lock();
         if !state.is_running {
-            return Sealed::default();
+            return Vec::new();
         }
-        let window = state.follow(ino, first, count);
-        if !state.queue.is_empty() {
+        let before = state.queue.len();
+        let windows = state.follow(ino, first, count);
+        for _ in before..state.queue.len() {
             self.shared.work.notify_one();
         }
-        drop(state);
-        window.and_then(|window| window.take()).unwrap_or_default()
+        windows
     }
 
     /// Takes back what was read.

@@ -1,5 +1,6 @@
 //! Contents of files: sealing pages into free slots, and reading them back.
 
+use super::ahead::Sealed;
 use super::data_keys::chunk_of;
 use super::{Error, FILE_BYTES_MAX, INLINE_BYTES_MAX, Volume};
 use crate::crypto::Cipher;
@@ -105,18 +106,35 @@ impl Volume {
             // Holes.
             buffer.fill(0);
         }
-        let ahead = self.ahead.follow(ino, first, count);
-        for group in together(&pages) {
-            let is_open = match ahead.of(group) {
-                Some(sealed) => self.open_group(ino, group, sealed, offset, buffer)?.is_none(),
-                None => false,
-            };
-            if !is_open {
-                self.read_group(ino, group, offset, buffer)?;
+        let mut rest = &pages[..];
+        for window in self.ahead.follow(ino, first, count) {
+            let (part, after) =
+                rest.split_at(rest.partition_point(|(page, _)| *page < window.end()));
+            rest = after;
+            let sealed = window.take().unwrap_or_default();
+            for group in together(part) {
+                self.open_or_read_group(ino, group, &sealed, offset, buffer)?;
+            }
+            self.ahead.recycle(sealed);
+        }
+        together(rest).try_for_each(|group| self.read_group(ino, group, offset, buffer))
+    }
+
+    /// Opens pages that are adjacent on disk, if they were fetched; otherwise reads them.
+    fn open_or_read_group(
+        &self,
+        ino: u64,
+        group: &[(u64, PagePointer)],
+        fetched: &Sealed,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), Error> {
+        if let Some(sealed) = fetched.of(group) {
+            if self.open_group(ino, group, sealed, offset, buffer)?.is_none() {
+                return Ok(());
             }
         }
-        self.ahead.recycle(ahead);
-        Ok(())
+        self.read_group(ino, group, offset, buffer)
     }
 
     /// Where pages are, ascending; holes are left out.
