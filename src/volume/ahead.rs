@@ -179,12 +179,17 @@ impl Ahead {
         let shared = &volume.ahead.shared;
         shared.state.lock().is_running = true;
         for _ in 0..THREADS {
-            let (shared, weak) = (shared.clone(), Arc::downgrade(volume));
-            let thread = std::thread::Builder::new()
-                .name("atrest-ahead".into())
-                .spawn(move || shared.serve(&weak))
-                .expect("a thread can be started while mounting");
-            volume.ahead.threads.lock().push(thread);
+            let (serving, weak) = (shared.clone(), Arc::downgrade(volume));
+            let thread = std::thread::Builder::new().name("atrest-ahead".into());
+            match thread.spawn(move || serving.serve(&weak)) {
+                Ok(thread) => volume.ahead.threads.lock().push(thread),
+                Err(error) => {
+                    // What nobody fetches, readers do.
+                    log::warn!("reading ahead with fewer threads: {error}");
+                    shared.state.lock().is_running = !volume.ahead.threads.lock().is_empty();
+                    break;
+                }
+            }
         }
     }
 
