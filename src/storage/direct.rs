@@ -67,14 +67,16 @@ impl Direct {
             return false;
         }
         let read = self.file(file, open).and_then(|open| open.read_exact_at(buffer, offset));
-        // Whatever else is wrong, the usual road says it.
-        if let Err(error) = &read
-            && matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported)
-        {
-            self.works.store(false, Ordering::Relaxed);
-            log::debug!("no O_DIRECT from now on: {error}");
+        match read.as_ref().map_err(io::Error::kind) {
+            Ok(()) => true,
+            Err(io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
+                self.works.store(false, Ordering::Relaxed);
+                log::debug!("no O_DIRECT from now on: {read:?}");
+                false
+            }
+            // The usual road says what is wrong.
+            Err(_) => false,
         }
-        read.is_ok()
     }
 
     fn file(&self, file: FileId, open: impl FnOnce() -> io::Result<File>) -> io::Result<Arc<File>> {

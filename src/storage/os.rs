@@ -229,6 +229,8 @@ impl Storage for OsStorage {
 
     fn read_directly_at(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         let open = || {
+            // Not what somebody has put in the place of the file that is open.
+            self.check_in_place(file, &*self.file(file)?)?;
             let (directory, name) = self.place(file)?;
             open_regular(directory, &name, OFlag::O_RDONLY | OFlag::O_DIRECT)
         };

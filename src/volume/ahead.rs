@@ -162,8 +162,8 @@ impl State {
         }
         self.streams.push_back(stream);
         if self.streams.len() > STREAMS_MAX {
-            let gone = self.streams.pop_front();
-            self.queue.retain(|window| gone.as_ref().is_none_or(|s| s.ino != window.ino));
+            let gone = self.streams.pop_front().map_or_else(VecDeque::new, |gone| gone.windows);
+            self.queue.retain(|window| !gone.iter().any(|of| Arc::ptr_eq(of, window)));
         }
         found
     }

@@ -494,11 +494,7 @@ impl Volume {
 
     /// Whether all of these pages have content already, or were promised space.
     fn purpose_of(&self, ino: u64, first: u64, count: u64) -> Result<Purpose, Error> {
-        let mut holes = 0;
-        for page in first..first + count {
-            let map = self.page_map(ino, page / RUN_PAGES)?;
-            holes += u64::from(map.pages[(page % RUN_PAGES) as usize].is_none());
-        }
+        let holes = count - self.pointers(ino, first, count)?.len() as u64;
         Ok(match self.promises.count(ino, &(first..first + count)) {
             _ if holes == 0 => Purpose::Overwrite,
             promised if promised == holes => Purpose::Promised,

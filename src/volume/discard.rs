@@ -25,10 +25,8 @@ impl Volume {
         loop {
             let from = map_key(ino, 0);
             let to = after_owner(Table::PageMap, ino);
-            let keys = match inode.paged {
-                true => self.keys_of(&from, &to, RUNS_AT_ONCE)?,
-                false => Vec::new(),
-            };
+            let keys =
+                if inode.paged { self.keys_of(&from, &to, RUNS_AT_ONCE)? } else { Vec::new() };
             let last = keys.len() < RUNS_AT_ONCE;
             let _lock = self.lock_inodes(&[ino]);
             let others = if last { self.keys_beside_pages(ino, &inode)? } else { Vec::new() };

@@ -326,8 +326,8 @@ impl Volume {
         Ok((volume, report))
     }
 
-    /// Starts the threads: one reads ahead, one commits every few seconds and frees what was cut
-    /// off. Without that, epochs end only by [`Volume::sync`].
+    /// Starts the threads that read ahead, and the one that commits every few seconds and frees
+    /// what was cut off. Without that one, epochs end only by [`Volume::sync`].
     pub fn start(self: &Arc<Self>) {
         Ahead::start(self);
         if !self.read_only {
