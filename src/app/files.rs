@@ -166,7 +166,7 @@ impl File {
         let mut filled = 0;
         while filled < buffer.len() {
             let wanted = (buffer.len() - filled).min(CHUNK_BYTES);
-            self.tree.read(self.ino, offset + filled as u64, wanted, &mut chunk)?;
+            self.tree.read(self.ino, offset + filled as u64, wanted, false, &mut chunk)?;
             if chunk.is_empty() {
                 break;
             }

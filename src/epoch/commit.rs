@@ -466,11 +466,12 @@ pub(super) fn next_superblock(
 }
 
 fn space_change(segment: u32, piece: u8, bits: Option<[u8; PIECE_BYTES]>) -> Change {
-    Change { key: space_key(segment, piece).into(), value: bits.map(|bits| Arc::from(&bits[..])) }
+    let key = Arc::from(&space_key(segment, piece)[..]);
+    Change { key, value: bits.map(|bits| Arc::from(&bits[..])) }
 }
 
 /// Key of a stored piece of a bitmap.
-pub(super) fn space_key(segment: u32, piece: u8) -> Box<[u8]> {
+pub(super) fn space_key(segment: u32, piece: u8) -> record::Key {
     record::key(Table::Space, u64::from(segment), &[piece])
 }
 

@@ -360,7 +360,7 @@ impl<'a> Rebuild<'a> {
     }
 
     /// Stores or deletes a record.
-    pub fn put(&mut self, key: Box<[u8]>, value: Option<&[u8]>) -> Result<(), Error> {
+    pub fn put(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<(), Error> {
         self.pending_bytes += PENDING_OVERHEAD + key.len() + value.map_or(0, <[u8]>::len);
         self.pending.insert(key.into(), value.map(Arc::from));
         if self.pending_bytes > PENDING_BYTES_MAX { self.flush() } else { Ok(()) }
@@ -436,7 +436,7 @@ impl<'a> Rebuild<'a> {
         })?;
         for ((segment, piece), bits) in bitmaps.take_changed() {
             let bits = bits.map(|bits| Arc::from(&bits[..]));
-            batch.insert(space_key(segment, piece).into(), bits);
+            batch.insert(Arc::from(&space_key(segment, piece)[..]), bits);
         }
         let batch: Vec<Change> =
             batch.into_iter().map(|(key, value)| Change { key, value }).collect();

@@ -1,6 +1,8 @@
 //! Keys and values of the tree's records. Keys start with a table byte, then the big-endian number
 //! of the inode that owns the record, so that everything of one table and inode is adjacent.
 
+use smallvec::SmallVec;
+
 /// A value or key that breaks the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("malformed {0} record")]
@@ -34,13 +36,17 @@ pub enum Table {
     Cut = 0x31,
 }
 
+/// The key of a record. To look one up allocates nothing, unless it has a name of more than 31
+/// bytes.
+pub type Key = SmallVec<[u8; 40]>;
+
 /// Builds a key: table, then the owner, then `rest`.
-pub fn key(table: Table, owner: u64, rest: &[u8]) -> Box<[u8]> {
-    let mut key = Vec::with_capacity(9 + rest.len());
+pub fn key(table: Table, owner: u64, rest: &[u8]) -> Key {
+    let mut key = Key::with_capacity(9 + rest.len());
     key.push(table as u8);
     key.extend_from_slice(&owner.to_be_bytes());
     key.extend_from_slice(rest);
-    key.into_boxed_slice()
+    key
 }
 
 /// Number that owns the record of that key (0 for tables without an owner).

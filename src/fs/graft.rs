@@ -265,18 +265,25 @@ impl Tree for GraftTree {
         ino: Ino,
         offset: u64,
         length: usize,
+        is_access: bool,
         buffer: &mut Vec<u8>,
     ) -> Result<(), Error> {
         match side(ino) {
-            Side::Package(inner) => self.package.read(inner, offset, length, buffer),
-            Side::Volume(inner) => self.volume.read(inner, offset, length, buffer),
+            Side::Package(inner) => self.package.read(inner, offset, length, is_access, buffer),
+            Side::Volume(inner) => self.volume.read(inner, offset, length, is_access, buffer),
         }
     }
 
-    fn read_into(&self, ino: Ino, offset: u64, buffer: &mut [u8]) -> Result<usize, Error> {
+    fn read_into(
+        &self,
+        ino: Ino,
+        offset: u64,
+        is_access: bool,
+        buffer: &mut [u8],
+    ) -> Result<usize, Error> {
         match side(ino) {
-            Side::Package(inner) => self.package.read_into(inner, offset, buffer),
-            Side::Volume(inner) => self.volume.read_into(inner, offset, buffer),
+            Side::Package(inner) => self.package.read_into(inner, offset, is_access, buffer),
+            Side::Volume(inner) => self.volume.read_into(inner, offset, is_access, buffer),
         }
     }
 
@@ -551,7 +558,7 @@ impl Planter<'_> {
     fn copy_contents(&self, attr: &Attr, to: Ino) -> Result<(), Error> {
         let (mut offset, mut chunk) = (0, Vec::new());
         while offset < attr.size {
-            self.package.read(attr.ino, offset, CHUNK_BYTES, &mut chunk)?;
+            self.package.read(attr.ino, offset, CHUNK_BYTES, false, &mut chunk)?;
             if chunk.is_empty() {
                 break;
             }

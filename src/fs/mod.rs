@@ -191,12 +191,25 @@ pub trait Tree: Send + Sync {
     /// Closes a handle.
     fn release(&self, ino: Ino, handle: u64);
     /// Reads up to `length` bytes into `buffer` (cleared first); short only at the end of the file.
-    fn read(&self, ino: Ino, offset: u64, length: usize, buffer: &mut Vec<u8>)
-    -> Result<(), Error>;
+    /// `is_access`: as if [`Tree::accessed`] were called, too.
+    fn read(
+        &self,
+        ino: Ino,
+        offset: u64,
+        length: usize,
+        is_access: bool,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), Error>;
     /// As [`Tree::read`], into the beginning of `buffer`; returns how many bytes that were.
-    fn read_into(&self, ino: Ino, offset: u64, buffer: &mut [u8]) -> Result<usize, Error> {
+    fn read_into(
+        &self,
+        ino: Ino,
+        offset: u64,
+        is_access: bool,
+        buffer: &mut [u8],
+    ) -> Result<usize, Error> {
         let mut bytes = Vec::new();
-        self.read(ino, offset, buffer.len(), &mut bytes)?;
+        self.read(ino, offset, buffer.len(), is_access, &mut bytes)?;
         let length = bytes.len().min(buffer.len());
         buffer[..length].copy_from_slice(&bytes[..length]);
         Ok(length)

@@ -118,6 +118,7 @@ impl Tree for PackageTree {
         ino: Ino,
         offset: u64,
         length: usize,
+        _: bool,
         buffer: &mut Vec<u8>,
     ) -> Result<(), Error> {
         buffer.clear();

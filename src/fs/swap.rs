@@ -260,15 +260,22 @@ impl Tree for SwapTree {
         ino: Ino,
         offset: u64,
         length: usize,
+        is_access: bool,
         buffer: &mut Vec<u8>,
     ) -> Result<(), Error> {
         let (tree, _, inner) = self.of(ino)?;
-        tree.read(inner, offset, length, buffer)
+        tree.read(inner, offset, length, is_access, buffer)
     }
 
-    fn read_into(&self, ino: Ino, offset: u64, buffer: &mut [u8]) -> Result<usize, Error> {
+    fn read_into(
+        &self,
+        ino: Ino,
+        offset: u64,
+        is_access: bool,
+        buffer: &mut [u8],
+    ) -> Result<usize, Error> {
         let (tree, _, inner) = self.of(ino)?;
-        tree.read_into(inner, offset, buffer)
+        tree.read_into(inner, offset, is_access, buffer)
     }
 
     fn write(&self, _: Ino, _: u64, _: &[u8], _: bool) -> Result<(), Error> {

@@ -87,17 +87,17 @@ impl Adapter {
     }
 
     pub(super) fn read(&self, ino: Ino, offset: u64, size: u32, flags: i32, reply: Reply) {
-        self.accessed(ino, flags);
+        let is_access = self.sets_access_time(flags);
         if let Err(Errno(errno)) = guarded(Operation::Read, ino, || flags::off_t(offset)) {
             return reply.error(errno);
         }
         // The kernel asks for no more than was agreed on.
         let size = size.min(REQUEST_BYTES) as usize;
         if self.tree().read_is_long(ino, offset) {
-            return self.read_on_worker(ino, offset, size, reply);
+            return self.read_on_worker(ino, offset, size, is_access, reply);
         }
         self.shared.replies.with_own(|buffer| {
-            let read = || self.tree().read(ino, offset, size, buffer);
+            let read = || self.tree().read(ino, offset, size, is_access, buffer);
             match attempt(Operation::Read, ino, read) {
                 Ok(()) => {
                     meter::read(buffer.len());
@@ -119,11 +119,11 @@ impl Adapter {
         if self.tree().read_is_long(ino, offset) {
             return None;
         }
-        self.accessed(ino, flags);
+        let is_access = self.sets_access_time(flags);
         let length = buffer.len().min(size as usize);
         let read = || {
             flags::off_t(offset)?;
-            self.tree().read_into(ino, offset, &mut buffer[..length])
+            self.tree().read_into(ino, offset, is_access, &mut buffer[..length])
         };
         let result = attempt(Operation::Read, ino, read);
         if let Ok(bytes) = result {
@@ -133,10 +133,10 @@ impl Adapter {
     }
 
     /// Answers a READ that takes long.
-    fn read_on_worker(&self, ino: Ino, offset: u64, size: usize, reply: Reply) {
+    fn read_on_worker(&self, ino: Ino, offset: u64, size: usize, is_access: bool, reply: Reply) {
         let read = move |shared: &Shared| {
             let mut buffer = Vec::new();
-            shared.tree.read(ino, offset, size, &mut buffer).map(|()| buffer)
+            shared.tree.read(ino, offset, size, is_access, &mut buffer).map(|()| buffer)
         };
         self.on_worker(Operation::Read, ino, read, |result| match result {
             Ok(buffer) => reply.bytes(&buffer),

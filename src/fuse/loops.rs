@@ -236,3 +236,59 @@ fn grow(ring: &mut Ring, slot: usize, payload_bytes: usize) -> io::Result<usize>
     }
     ring.register(queue, payload_bytes).map(|_| 1)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::fuse::Options;
+    use crate::fuse::tests::memory_tree::MemoryTree;
+    use crate::fuse::watch::Watch;
+    use crate::fuse::wire::Notifier;
+    use crate::fuse::wire::request::Dialect;
+    use crate::fuse::writeback::Writeback;
+
+    /// A connection that breaks is an error, and ends loops that sleep, too.
+    #[test]
+    fn a_broken_connection_ends_all_loops() {
+        // This end of a pipe cannot be read.
+        let (_reader, file) = nix::unistd::pipe().unwrap();
+        let device = Arc::new(Device::new(file));
+        let kernel = Writeback {
+            notifier: Notifier::new(device.clone()),
+            mountpoint: PathBuf::new(),
+            device: 0,
+        };
+        let watch = Watch::new().unwrap().of(2);
+        let options = Options::new(PathBuf::new());
+        let tree = MemoryTree::new();
+        let adapter = Adapter::new(tree, kernel, watch, Dialect::default(), &options, false);
+        let watch = &adapter.shared.watch;
+        std::thread::scope(|scope| {
+            let awake = watch.join(&device, &mut Pace::new(), || {}).unwrap();
+            let sleeper = scope.spawn(|| {
+                let silent = std::os::unix::net::UnixStream::pair().unwrap();
+                let device = Device::new(silent.0.into());
+                watch.join(&device, &mut Pace::new(), || {}).map(drop)
+            });
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while !watch.any_sleeps() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            assert!(watch.any_sleeps());
+            drop(awake);
+            let error = serve(&adapter, &device).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EBADF));
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while !sleeper.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let is_awake = sleeper.is_finished();
+            watch.end();
+            assert!(is_awake);
+            assert!(sleeper.join().unwrap().is_ok());
+        });
+    }
+}

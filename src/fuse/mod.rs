@@ -160,9 +160,14 @@ impl Adapter {
     /// and READLINK the kernel asks for the access time when it is wanted
     /// (`fuse_invalidate_atime`).
     fn accessed(&self, ino: Ino, flags: i32) {
-        if self.shared.access_times && flags & libc::O_NOATIME == 0 {
+        if self.sets_access_time(flags) {
             let _ = guarded(Operation::Read, ino, || self.tree().accessed(ino, false));
         }
+    }
+
+    /// Whether reading through a handle with these flags may set the access time.
+    fn sets_access_time(&self, flags: i32) -> bool {
+        self.shared.access_times && flags & libc::O_NOATIME == 0
     }
 
     /// Runs `work` on a worker thread and hands its result to `reply`.

@@ -2,7 +2,7 @@
 //! compares what programs see with what the tree was asked. Without `/dev/fuse`, or the right to
 //! mount, they cannot run and say so.
 
-mod memory_tree;
+pub(super) mod memory_tree;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};

@@ -224,6 +224,11 @@ impl Watch {
         self.loops.saturating_sub(self.asleep.load(Ordering::Relaxed))
     }
 
+    #[cfg(test)]
+    pub(super) fn any_sleeps(&self) -> bool {
+        self.awake() < self.loops
+    }
+
     /// Whether all other event loops sleep, and there is one client.
     fn is_alone(&self) -> bool {
         !self.has_several() && self.awake() <= 1

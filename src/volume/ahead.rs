@@ -6,7 +6,7 @@
 //! meanwhile. Nothing has to be told of writes.
 
 use super::Volume;
-use super::content::together;
+use super::read::together;
 use crate::format::PAGE_BYTES;
 use crate::format::map::PagePointer;
 use crate::storage::{AlignedBuffer, FileId};
@@ -298,6 +298,6 @@ impl Volume {
             rest = after;
         }
         self.ahead.shared.state.lock().fetched_bytes += length as u64;
-        Some(Sealed { pages, bytes })
+        Some(Sealed { pages: pages.into_vec(), bytes })
     }
 }

@@ -5,7 +5,7 @@
 
 use super::records::Change;
 use crate::epoch::Epochs;
-use crate::format::record::{self, Table};
+use crate::format::record::{self, Key, Table};
 use parking_lot::RwLock;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -120,7 +120,7 @@ impl Cuts {
 }
 
 /// Key of the mark that starts at run `from`; its value is where it ends.
-fn key(ino: u64, from: u64) -> Box<[u8]> {
+fn key(ino: u64, from: u64) -> Key {
     record::key(Table::Cut, ino, &from.to_be_bytes())
 }
 

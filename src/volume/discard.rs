@@ -5,7 +5,7 @@ use super::records::{after_owner, dek_key, map_key};
 use super::resize::{RUNS_AT_ONCE, run_of};
 use super::{Error, Volume};
 use crate::format::RUN_PAGES;
-use crate::format::record::{self, Inode, Table};
+use crate::format::record::{self, Inode, Key, Table};
 
 impl Volume {
     /// Removes everything of an inode that is no longer open: record, contents, xattrs, orphan
@@ -56,7 +56,7 @@ impl Volume {
 
     /// Keys of inline content, xattrs and data keys that have no pages any more. The record says
     /// what there can be, but for a data key whose pages were never written.
-    fn keys_beside_pages(&self, ino: u64, inode: &Inode) -> Result<Vec<Box<[u8]>>, Error> {
+    fn keys_beside_pages(&self, ino: u64, inode: &Inode) -> Result<Vec<Key>, Error> {
         let mut keys = Vec::new();
         for (table, is_possible) in [
             (Table::Inline, !inode.paged && inode.size > 0),

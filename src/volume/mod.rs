@@ -12,6 +12,7 @@ mod evacuate;
 pub mod inspect;
 mod path;
 mod promises;
+mod read;
 mod records;
 pub mod repair;
 mod resize;
@@ -300,7 +301,7 @@ impl Volume {
                 *renewed = Instant::now();
             }
             let value = sealed_live.counters().encode();
-            (record::key(Table::Counters, 0, &[]).into(), Some(Arc::from(&value[..])))
+            (Arc::from(&record::key(Table::Counters, 0, &[])[..]), Some(Arc::from(&value[..])))
         }));
         let cuts = Cuts::load(&epochs, options.read_only)?;
         let volume = Arc::new(Self {

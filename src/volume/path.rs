@@ -2,7 +2,7 @@
 
 use super::records::decode_cookie;
 use super::{ROOT, Volume};
-use crate::format::record::{self, Entry, Table};
+use crate::format::record::{self, Entry, Key, Table};
 use lru::LruCache;
 use parking_lot::Mutex;
 use std::num::NonZeroUsize;
@@ -66,7 +66,7 @@ impl Volume {
                 let to = super::records::after_owner(table, parent);
                 (record::key(table, parent, &[]), to)
             }
-            None => (Box::from([table as u8]), Box::from([table as u8 + 1])),
+            None => (Key::from_slice(&[table as u8]), Key::from_slice(&[table as u8 + 1])),
         };
         let mut found = None;
         let (from, to) = bounds(Table::Cookie);

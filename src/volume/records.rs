@@ -3,7 +3,7 @@
 use super::{EPOCHS_UNTIL_REUSE, Error, INLINE_BYTES_MAX, Live, Volume};
 use crate::epoch::{self, CommitOptions};
 use crate::format::map::PageMap;
-use crate::format::record::{self, Entry, Inode, RecordError, Table};
+use crate::format::record::{self, Entry, Inode, Key, RecordError, Table};
 use crate::format::{RUN_PAGES, Slot};
 use crate::space::SlotRun;
 use std::sync::Arc;
@@ -160,15 +160,10 @@ impl Volume {
     }
 
     /// Keys of all records of an inode in `table`, at most `limit`.
-    pub(super) fn keys_of(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        limit: usize,
-    ) -> Result<Vec<Box<[u8]>>, Error> {
+    pub(super) fn keys_of(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Key>, Error> {
         let mut keys = Vec::new();
         self.epochs.range(from, to, &mut |key, _| {
-            keys.push(key.into());
+            keys.push(Key::from_slice(key));
             keys.len() < limit
         })?;
         Ok(keys)
@@ -246,12 +241,12 @@ impl Change<'_> {
         self.inodes += by;
     }
 
-    pub(super) fn put(&mut self, key: Box<[u8]>, value: &[u8]) {
-        self.inner.put(key, Some(Arc::from(value)));
+    pub(super) fn put(&mut self, key: Key, value: &[u8]) {
+        self.inner.put(&key[..], Some(Arc::from(value)));
     }
 
-    pub(super) fn delete(&mut self, key: Box<[u8]>) {
-        self.inner.put(key, None);
+    pub(super) fn delete(&mut self, key: Key) {
+        self.inner.put(&key[..], None);
     }
 
     pub(super) fn put_map(
@@ -279,16 +274,16 @@ impl Change<'_> {
 }
 
 /// Key of the page map of one run.
-pub(super) fn map_key(ino: u64, run: u64) -> Box<[u8]> {
+pub(super) fn map_key(ino: u64, run: u64) -> Key {
     record::key(Table::PageMap, ino, &run.to_be_bytes())
 }
 
 /// Key of the wrapped DEK of one chunk.
-pub(super) fn dek_key(ino: u64, chunk: u64) -> Box<[u8]> {
+pub(super) fn dek_key(ino: u64, chunk: u64) -> Key {
     record::key(Table::Dek, ino, &chunk.to_be_bytes())
 }
 
-fn xattr_key(ino: u64, name: &[u8], part: u16) -> Box<[u8]> {
+fn xattr_key(ino: u64, name: &[u8], part: u16) -> Key {
     let mut rest = Vec::with_capacity(name.len() + 3);
     rest.extend_from_slice(name);
     rest.push(0);
@@ -297,10 +292,10 @@ fn xattr_key(ino: u64, name: &[u8], part: u16) -> Box<[u8]> {
 }
 
 /// The smallest key above all of an inode's in a table.
-pub(super) fn after_owner(table: Table, ino: u64) -> Box<[u8]> {
+pub(super) fn after_owner(table: Table, ino: u64) -> Key {
     match ino.checked_add(1) {
         Some(next) => record::key(table, next, &[]),
-        None => Box::new([table as u8 + 1]),
+        None => Key::from_slice(&[table as u8 + 1]),
     }
 }
 

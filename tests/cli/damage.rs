@@ -143,7 +143,7 @@ fn damage_is_repaired_after_what_is_whole_was_saved() {
     let dir = tree.lookup(ROOT, b"dir").unwrap().ino;
     let found = tree.lookup(dir, b"big").unwrap();
     let mut content = Vec::new();
-    tree.read(found.ino, 0, 80_000, &mut content).unwrap();
+    tree.read(found.ino, 0, 80_000, false, &mut content).unwrap();
     assert!(content == expected && found.links == 2);
 }
 

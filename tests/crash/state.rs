@@ -81,7 +81,7 @@ fn look_at(tree: &VolumeTree, ino: Ino, cookie: u64, path: &str) -> Result<Node,
     match attr.kind {
         Kind::File => {
             let bytes = attr.size.min(READ_BYTES_MAX) as usize;
-            tree.read(ino, 0, bytes, &mut content).map_err(failed)?;
+            tree.read(ino, 0, bytes, false, &mut content).map_err(failed)?;
             data = data_of(tree, ino, attr.size).map_err(failed)?;
         }
         Kind::Symlink => content = tree.readlink(ino).map_err(failed)?,

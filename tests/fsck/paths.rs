@@ -71,7 +71,7 @@ fn reading_damage_is_logged_once_by_path() {
     }
     let mut buffer = Vec::new();
     for page in (0..16).chain(0..16) {
-        let read = tree.read(ino, page * 4096, 4096, &mut buffer);
+        let read = tree.read(ino, page * 4096, 4096, false, &mut buffer);
         assert_eq!(read.is_err(), (3..9).contains(&page), "page {page}");
     }
     let lines = LINES.0.lock().expect("no test panics in there").clone();

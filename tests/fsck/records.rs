@@ -5,7 +5,7 @@ use crate::world::{Change, World, long, show};
 use atrest::crypto::Cipher;
 use atrest::format::Slot;
 use atrest::format::map::PageMap;
-use atrest::format::record::{Counters, Entry, Inode, Table, key};
+use atrest::format::record::{Counters, Entry, Inode, Key, Table, key};
 use atrest::volume::check::{Finding, Kind, Severity};
 
 const ROOT: u64 = 1;
@@ -37,7 +37,7 @@ fn name(parent: u64, name: &str, entry: &Entry) -> [Change; 2] {
     ]
 }
 
-fn map_key(ino: u64, run: u64) -> Box<[u8]> {
+fn map_key(ino: u64, run: u64) -> Key {
     key(Table::PageMap, ino, &run.to_be_bytes())
 }
 

@@ -106,7 +106,7 @@ fn see(tree: &VolumeTree) -> BTreeMap<String, Seen> {
             match attr.kind {
                 FileKind::Directory => stack.push((attr.ino, path.clone())),
                 FileKind::File => {
-                    tree.read(attr.ino, 0, attr.size as usize, &mut content).expect("read");
+                    tree.read(attr.ino, 0, attr.size as usize, false, &mut content).expect("read");
                 }
                 FileKind::Symlink => content = tree.readlink(attr.ino).expect("readlink"),
                 _ => {}

@@ -5,7 +5,7 @@ use crate::world::{Change, World, show};
 use atrest::crypto::Cipher;
 use atrest::format::SEGMENT_BYTES;
 use atrest::format::Slot;
-use atrest::format::record::{Table, key};
+use atrest::format::record::{Key, Table, key};
 use atrest::storage::sim::{Fate, Random};
 use atrest::storage::{FileId, Storage};
 use atrest::volume::repair::RepairError;
@@ -31,7 +31,7 @@ fn slots(world: &World) -> (Vec<Slot>, Vec<Slot>) {
 /// Records that are to be deleted or spoilt.
 fn spoil(world: &World, random: &mut Random) {
     let keys: Vec<Vec<u8>> = world.nodes(0).into_iter().flat_map(|leaf| leaf.keys).collect();
-    let mut changes: BTreeMap<Box<[u8]>, Option<Vec<u8>>> = BTreeMap::new();
+    let mut changes: BTreeMap<Key, Option<Vec<u8>>> = BTreeMap::new();
     for _ in 0..1 + random.below(12) {
         let victim = keys[random.below(keys.len() as u64) as usize].clone();
         if victim[0] == Table::Space as u8 {

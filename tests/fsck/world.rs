@@ -5,6 +5,7 @@ use atrest::crypto::{Cipher, kdf};
 use atrest::epoch::{Epochs, OpenOptions};
 use atrest::format::Slot;
 use atrest::format::node::Node;
+use atrest::format::record::Key;
 use atrest::fs::volume::VolumeTree;
 use atrest::fs::{Allocate, Caller, RenameFlags, SetXattr, Tree};
 use atrest::storage::sim::{Random, SimDisk};
@@ -28,7 +29,7 @@ pub struct World {
 }
 
 /// A record that is to be stored or deleted.
-pub type Change = (Box<[u8]>, Option<Vec<u8>>);
+pub type Change = (Key, Option<Vec<u8>>);
 
 /// Eight bytes, little-endian.
 pub fn long(value: u64) -> Vec<u8> {
@@ -248,7 +249,7 @@ impl World {
                 ino = tree.lookup(ino, name.as_bytes()).ok()?.ino;
             }
             let mut buffer = Vec::new();
-            tree.read(ino, 0, content.len() + 1, &mut buffer).ok()?;
+            tree.read(ino, 0, content.len() + 1, false, &mut buffer).ok()?;
             (buffer == content).then_some(())
         };
         let lost = self.contents.iter().filter(|(path, content)| is_whole(path, content).is_none());

@@ -214,7 +214,7 @@ fn look_at(tree: &VolumeTree, dir: Ino, name: &str) -> Result<Found, atrest::fs:
     let attr = tree.lookup(dir, name.as_bytes())?;
     let mut content = Vec::new();
     match attr.kind {
-        Kind::File => tree.read(attr.ino, 0, attr.size as usize, &mut content)?,
+        Kind::File => tree.read(attr.ino, 0, attr.size as usize, false, &mut content)?,
         Kind::Symlink => content = tree.readlink(attr.ino)?,
         _ => {}
     }

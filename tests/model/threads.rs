@@ -74,7 +74,7 @@ fn a_replaced_name_is_never_absent() {
                     match tree.open(found.ino, false, false) {
                         Ok(handle) => {
                             let mut buffer = Vec::new();
-                            tree.read(found.ino, 0, 1, &mut buffer).expect("it is open");
+                            tree.read(found.ino, 0, 1, false, &mut buffer).expect("it is open");
                             tree.release(found.ino, handle);
                         }
                         Err(error) => assert_eq!(error.errno(), libc::ESTALE),
@@ -208,7 +208,7 @@ fn in_own(mounted: &Mounted, own: Ino, name: &[u8], other: &[u8], random: &mut R
             let handle = tree.open(attr.ino, false, false).expect("it exists");
             tree.unlink(own, name).expect("it exists");
             let mut buffer = Vec::new();
-            tree.read(attr.ino, 0, attr.size as usize, &mut buffer).expect("it is open");
+            tree.read(attr.ino, 0, attr.size as usize, false, &mut buffer).expect("it is open");
             assert_eq!(buffer.len() as u64, attr.size);
             assert!(buffer[..10].iter().all(|byte| *byte == 0), "nothing was written there");
             tree.release(attr.ino, handle);

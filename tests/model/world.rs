@@ -307,7 +307,7 @@ impl World {
             }
             Operation::Read { ino, offset, length } => {
                 let mut buffer = vec![1; 7];
-                let got = self.tree().read(ino, offset as u64, length, &mut buffer);
+                let got = self.tree().read(ino, offset as u64, length, false, &mut buffer);
                 let want = self.reference.file(ino).map(|_| ());
                 if self.agree("read", got, want).is_some() {
                     let content = &self.reference.nodes[&ino].content;
@@ -533,7 +533,7 @@ impl World {
             match node.kind {
                 Kind::File => {
                     let length = node.content.len() + 100;
-                    self.tree().read(*ino, 0, length, &mut buffer).expect("it can be read");
+                    self.tree().read(*ino, 0, length, false, &mut buffer).expect("it can be read");
                     assert_same(*ino, &buffer, &node.content);
                 }
                 Kind::Symlink => {

@@ -87,7 +87,7 @@ const LOOKS: &[Operation] = &[
     ("getattr", Not, |t| t.getattr(find(t, "paged")?).map(drop)),
     ("readlink", Not, |t| t.readlink(find(t, "link")?).map(drop)),
     ("open", Not, |t| open(t, "paged", false)),
-    ("read", Not, |t| t.read(find(t, "paged")?, 0, 500_000, &mut Vec::new())),
+    ("read", Not, |t| t.read(find(t, "paged")?, 0, 500_000, true, &mut Vec::new())),
     ("readdir", Not, |t| t.readdir(ROOT, 0, true, &mut |_| true)),
     ("seek", Not, |t| t.seek(find(t, "paged")?, 0, Seek::Hole).map(drop)),
     ("statfs", Not, |t| t.statfs().map(drop)),
@@ -212,7 +212,7 @@ fn state(tree: &VolumeTree) -> BTreeMap<String, String> {
                 }
                 atrest::fs::Kind::File => {
                     let mut content = Vec::new();
-                    tree.read(ino, 0, 1 << 21, &mut content).expect("a full disk is read");
+                    tree.read(ino, 0, 1 << 21, false, &mut content).expect("a full disk is read");
                     let _ = write!(text, " {:x?}", atrest::crypto::kdf::digest(&content));
                 }
                 _ => {}

@@ -73,7 +73,7 @@ fn a_failed_sync_is_reported_and_never_taken_back() {
                 .expect("it opens again");
             let found = tree.lookup(ROOT, b"a").expect("it was synced");
             let mut read = Vec::new();
-            tree.read(found.ino, 0, 20_000, &mut read).expect("it is whole");
+            tree.read(found.ino, 0, 20_000, false, &mut read).expect("it is whole");
             // What no sync acknowledged may still be in the log.
             let whole = read == after || (first.is_err() && read == before);
             assert!(whole, "{file:?}: not what the last good fsync made durable");

@@ -3,6 +3,7 @@
 
 mod ahead;
 mod allocate;
+mod allocations;
 #[path = "../common/mod.rs"]
 mod common;
 mod defragment;

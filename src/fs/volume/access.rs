@@ -99,9 +99,18 @@ fn put(volume: &Volume, ino: Ino, at: Timestamp) -> Result<(), volume::Error> {
 impl VolumeTree {
     /// See [`Tree::accessed`](crate::fs::Tree::accessed).
     pub(super) fn note_access(&self, ino: Ino, is_changing: bool) -> Result<bool, Error> {
-        let inode = self.inode(ino)?;
+        self.note_access_of(ino, &self.inode(ino)?, is_changing)
+    }
+
+    /// As [`VolumeTree::note_access`], of a record with the access time that waits.
+    pub(super) fn note_access_of(
+        &self,
+        ino: Ino,
+        inode: &Inode,
+        is_changing: bool,
+    ) -> Result<bool, Error> {
         let now = self.volume.now();
-        if !(is_due(&inode, now) || is_changing && inode.atime < now) {
+        if !(is_due(inode, now) || is_changing && inode.atime < now) {
             return Ok(false);
         }
         if !self.accesses.add(ino, now) {

@@ -6,6 +6,7 @@ use super::{Ino, VolumeTree};
 use crate::format::PAGE_BYTES;
 use crate::format::record::Inode;
 use crate::fs::{Allocate, Error, Kind, Seek};
+use crate::volume;
 
 /// Largest size of a file in bytes: 8 EiB less a page, the last multiple of a page that an `off_t`
 /// holds.
@@ -71,22 +72,53 @@ impl VolumeTree {
         ino: Ino,
         offset: u64,
         length: usize,
+        is_access: bool,
         buffer: &mut Vec<u8>,
     ) -> Result<(), Error> {
-        self.file(ino)?;
-        self.volume
-            .read(ino, offset, length, buffer)
-            .map_err(self.failed_at("reading", ino, offset))
+        let read = self.volume.read(ino, offset, length, buffer);
+        self.was_read(ino, offset, is_access, read)
     }
 
     pub(super) fn read_content_into(
         &self,
         ino: Ino,
         offset: u64,
+        is_access: bool,
         buffer: &mut [u8],
     ) -> Result<usize, Error> {
-        self.file(ino)?;
-        self.volume.read_into(ino, offset, buffer).map_err(self.failed_at("reading", ino, offset))
+        let mut length = 0;
+        let read = self.volume.read_into(ino, offset, buffer);
+        let read = read.map(|(bytes, inode)| {
+            length = bytes;
+            inode
+        });
+        self.was_read(ino, offset, is_access, read).map(|()| length)
+    }
+
+    /// What to say of a read, which returned the record by which it was done.
+    fn was_read(
+        &self,
+        ino: Ino,
+        offset: u64,
+        is_access: bool,
+        read: Result<Inode, volume::Error>,
+    ) -> Result<(), Error> {
+        let inode = match read {
+            Ok(inode) => self.with_access(ino, inode),
+            Err(error) => {
+                // What is no file is refused as that.
+                self.file(ino)?;
+                return Err(self.failed_at("reading", ino, offset)(error));
+            }
+        };
+        is_file(&inode)?;
+        if is_access {
+            // What was read is not refused because of that.
+            if let Err(error) = self.note_access_of(ino, &inode, false) {
+                log::warn!("the access time of inode {ino} is not kept: {error}");
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn write_content(
@@ -298,11 +330,15 @@ impl VolumeTree {
     /// The record of a regular file.
     pub(super) fn file(&self, ino: Ino) -> Result<Inode, Error> {
         let inode = self.inode(ino)?;
-        match kind(&inode) {
-            Some(Kind::File) => Ok(inode),
-            Some(Kind::Directory) => Err(Error::IsDirectory),
-            _ => Err(Error::Invalid("not a regular file")),
-        }
+        is_file(&inode).map(|()| inode)
+    }
+}
+
+fn is_file(inode: &Inode) -> Result<(), Error> {
+    match kind(inode) {
+        Some(Kind::File) => Ok(()),
+        Some(Kind::Directory) => Err(Error::IsDirectory),
+        _ => Err(Error::Invalid("not a regular file")),
     }
 }
 

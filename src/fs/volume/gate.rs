@@ -249,13 +249,20 @@ impl Tree for GatedTree {
         ino: Ino,
         offset: u64,
         length: usize,
+        is_access: bool,
         buffer: &mut Vec<u8>,
     ) -> Result<(), Error> {
-        self.serve(|tree| tree.read(ino, offset, length, buffer))
+        self.serve(|tree| tree.read(ino, offset, length, is_access, buffer))
     }
 
-    fn read_into(&self, ino: Ino, offset: u64, buffer: &mut [u8]) -> Result<usize, Error> {
-        self.serve(|tree| tree.read_into(ino, offset, buffer))
+    fn read_into(
+        &self,
+        ino: Ino,
+        offset: u64,
+        is_access: bool,
+        buffer: &mut [u8],
+    ) -> Result<usize, Error> {
+        self.serve(|tree| tree.read_into(ino, offset, is_access, buffer))
     }
 
     fn write(&self, ino: Ino, offset: u64, data: &[u8], kill_suid: bool) -> Result<(), Error> {

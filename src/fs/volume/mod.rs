@@ -83,11 +83,15 @@ impl VolumeTree {
 
     fn inode(&self, ino: Ino) -> Result<Inode, Error> {
         let inode = self.volume.inode(ino).map_err(self.failed("reading the attributes", ino))?;
-        let mut inode = inode.ok_or(Error::Stale)?;
+        Ok(self.with_access(ino, inode.ok_or(Error::Stale)?))
+    }
+
+    /// The record with the access time that waits.
+    fn with_access(&self, ino: Ino, mut inode: Inode) -> Inode {
         if let Some(at) = self.accesses.get(ino) {
             inode.atime = inode.atime.max(at);
         }
-        Ok(inode)
+        inode
     }
 
     /// Discards an inode that has no name and is not open. What asked for it has succeeded already,
@@ -274,13 +278,20 @@ impl Tree for VolumeTree {
         ino: Ino,
         offset: u64,
         length: usize,
+        is_access: bool,
         buffer: &mut Vec<u8>,
     ) -> Result<(), Error> {
-        self.read_content(ino, offset, length, buffer)
+        self.read_content(ino, offset, length, is_access, buffer)
     }
 
-    fn read_into(&self, ino: Ino, offset: u64, buffer: &mut [u8]) -> Result<usize, Error> {
-        self.read_content_into(ino, offset, buffer)
+    fn read_into(
+        &self,
+        ino: Ino,
+        offset: u64,
+        is_access: bool,
+        buffer: &mut [u8],
+    ) -> Result<usize, Error> {
+        self.read_content_into(ino, offset, is_access, buffer)
     }
 
     fn write(&self, ino: Ino, offset: u64, data: &[u8], kill_suid: bool) -> Result<(), Error> {

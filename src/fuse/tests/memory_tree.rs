@@ -17,7 +17,7 @@ pub(super) const PAGE: u64 = 4096;
 
 /// A tree in memory, as far as the tests need it; what it does not know is refused.
 #[derive(Default)]
-pub(super) struct MemoryTree {
+pub(in crate::fuse) struct MemoryTree {
     nodes: Mutex<HashMap<Ino, Node>>,
     next: AtomicU64,
     calls: Mutex<BTreeMap<&'static str, u64>>,
@@ -36,7 +36,7 @@ pub(super) struct Node {
 }
 
 impl MemoryTree {
-    pub(super) fn new() -> Arc<Self> {
+    pub(in crate::fuse) fn new() -> Arc<Self> {
         let tree = Self { next: AtomicU64::new(2), ..Self::default() };
         tree.insert(1, libc::S_IFDIR | 0o755, Caller { uid: 0, gid: 0, umask: 0 });
         Arc::new(tree)
@@ -233,7 +233,14 @@ impl Tree for MemoryTree {
         self.count("release");
     }
 
-    fn read(&self, ino: Ino, offset: u64, length: usize, out: &mut Vec<u8>) -> Result<(), Error> {
+    fn read(
+        &self,
+        ino: Ino,
+        offset: u64,
+        length: usize,
+        _: bool,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Error> {
         self.count("read");
         self.reads.fetch_add(1, Ordering::Relaxed);
         let deadline = Instant::now() + Duration::from_secs(20);
@@ -268,7 +275,7 @@ impl Tree for MemoryTree {
     fn copy_range(&self, from: Ino, at: u64, to: Ino, to_at: u64, n: u64) -> Result<u64, Error> {
         self.count("copy_range");
         let mut bytes = Vec::new();
-        self.read(from, at, n as usize, &mut bytes)?;
+        self.read(from, at, n as usize, false, &mut bytes)?;
         self.write(to, to_at, &bytes, false)?;
         Ok(bytes.len() as u64)
     }

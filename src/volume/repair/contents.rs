@@ -114,7 +114,7 @@ impl Repair<'_> {
             let part = self.tree.get(&parts.keys[0])?.unwrap_or_else(|| unreachable!("it passed"));
             let kept = &part[..known.size as usize];
             let kept = Some(kept).filter(|kept| !kept.is_empty());
-            self.tree.put(parts.keys[0].clone(), kept)?;
+            self.tree.put(&parts.keys[0], kept)?;
             bytes = known.size;
         }
         let known = self.inodes.get_mut(ino).expect("looked up above");

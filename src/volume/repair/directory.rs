@@ -48,10 +48,10 @@ impl Repair<'_> {
         entry: &Entry,
     ) -> Result<(), Error> {
         let key = record::key(Table::Entry, parent, name);
-        self.tree.put(key, Some(&entry.encode()))?;
+        self.tree.put(&key, Some(&entry.encode()))?;
         let listed = [&entry.ino.to_le_bytes()[..], &[entry.kind], name].concat();
         let key = record::key(Table::Cookie, parent, &entry.cookie.to_be_bytes());
-        Ok(self.tree.put(key, Some(&listed))?)
+        Ok(self.tree.put(&key, Some(&listed))?)
     }
 
     fn read_names(&mut self, parent: u64) -> Result<Names, Error> {

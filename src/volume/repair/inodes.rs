@@ -254,7 +254,7 @@ impl Repair<'_> {
                 btime: now,
                 parent: 0,
             };
-            self.tree.put(record::key(Table::Inode, ino, &[]), Some(&inode.encode()))?;
+            self.tree.put(&record::key(Table::Inode, ino, &[]), Some(&inode.encode()))?;
             let mut known = Ino::new(ino, &inode);
             known.flags |= REBUILT;
             made_anew.push(known);
@@ -366,7 +366,7 @@ impl Repair<'_> {
                     this.corrected(ino, detail);
                 }
             }
-            Ok(this.tree.put(key.into(), Some(&wanted.encode()))?)
+            Ok(this.tree.put(key, Some(&wanted.encode()))?)
         })
     }
 
@@ -379,7 +379,7 @@ impl Repair<'_> {
             self.drafts.add(super::ActionKind::Corrected, Subject::Volume, detail);
         }
         let key = record::key(Table::Counters, 0, &[]);
-        Ok(self.tree.put(key, Some(&counters.encode()))?)
+        Ok(self.tree.put(&key, Some(&counters.encode()))?)
     }
 }
 

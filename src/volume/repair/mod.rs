@@ -262,7 +262,7 @@ impl<'a> Repair<'a> {
     }
 
     fn delete(&mut self, key: &[u8]) -> Result<(), Error> {
-        Ok(self.tree.put(key.into(), None)?)
+        Ok(self.tree.put(key, None)?)
     }
 
     fn corrected(&mut self, ino: u64, detail: impl Into<String>) {

@@ -283,7 +283,7 @@ impl Repair<'_> {
             btime: now,
             parent: ROOT,
         };
-        self.tree.put(record::key(Table::Inode, ino, &[]), Some(&inode.encode()))?;
+        self.tree.put(&record::key(Table::Inode, ino, &[]), Some(&inode.encode()))?;
         let mut known = Ino::new(ino, &inode);
         known.flags |= super::inodes::REBUILT;
         self.inodes.insert(known);

@@ -90,7 +90,7 @@ impl Repair<'_> {
             return Ok(());
         }
         let value = (!kept.is_empty()).then(|| kept.encode(self.volume.cipher));
-        Ok(self.tree.put(key.into(), value.as_deref())?)
+        Ok(self.tree.put(key, value.as_deref())?)
     }
 
     /// The pages of a run that stay.
