@@ -27,6 +27,9 @@ const ZEROS_BYTES: usize = 1 << 20;
 /// Contents up to this many bytes go into the log with a flush; of more, the segments are synced.
 const IMAGES_BYTES_MAX: u64 = 64 << 10;
 
+/// Memory for records that is kept for the next one.
+const RECORD_KEPT_BYTES: usize = 128 << 10;
+
 /// The log of a volume.
 pub(super) struct Log {
     storage: Arc<dyn Storage>,
@@ -53,6 +56,8 @@ struct State {
     gap: Option<u64>,
     /// Slots that were written and not synced, by epoch, oldest first.
     unsynced: VecDeque<(u64, SlotRun)>,
+    /// A record on its way to the disk, sealed.
+    record: Vec<u8>,
 }
 
 /// The records of one epoch, under one key.
@@ -163,7 +168,8 @@ impl Log {
     ) -> Self {
         let head = head.next_multiple_of(BLOCK_BYTES);
         let (region, gap, unsynced) = (None, Some(open), VecDeque::new());
-        let state = Mutex::new(State { region, head, tail, gap, unsynced });
+        let record = Vec::new();
+        let state = Mutex::new(State { region, head, tail, gap, unsynced, record });
         let (flushing, flushed) = (Mutex::new(false), Condvar::new());
         let (storage, keys, durable) = (storage.clone(), keys.clone(), AtomicU64::new(tail));
         Self { storage, keys, volume_id, capacity, state, flushing, flushed, durable }
@@ -207,13 +213,18 @@ impl Log {
             // To the end of the block, which nothing else is in: the filesystem below need not read
             // what the rest of it holds.
             let end = (state.head + bytes).next_multiple_of(BLOCK_BYTES);
-            let mut record = vec![0; (end - state.head) as usize];
+            state.record.clear();
+            state.record.resize((end - state.head) as usize, 0);
+            let record = &mut state.record[..];
             let aad = header.associated_data(self.volume_id, state.head, &region.before);
             let sealed = &mut record[HEADER_BYTES..][..items.len()];
             Tag(header.tag) = region.key.seal(nonce(region.sequence), &aad, items, sealed);
             record[..HEADER_BYTES].copy_from_slice(&header.encode());
-            self.write(state.head, &record)
+            self.write(state.head, record)
         };
+        if state.record.len() > RECORD_KEPT_BYTES {
+            state.record = Vec::new();
+        }
         if !written {
             if !defect::active(Defect::IgnoreGap) {
                 state.region = None;

@@ -41,6 +41,7 @@ use log::Log;
 use nodes::NodeStore;
 use overlay::Overlay;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{ControlFlow, Deref};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -59,6 +60,8 @@ const OVERLAY_BYTES_HARD: usize = 40 << 20;
 const NODES_PER_RECORD: u64 = 2;
 /// Records looked at in one step of a range.
 const WINDOW_RECORDS: usize = 512;
+/// What most changes say in the log, in bytes.
+const ITEMS_BYTES: usize = 1024;
 /// Locks of `Epochs::segment_syncs`; segments share them.
 const SYNC_LOCKS: usize = 16;
 
@@ -230,7 +233,8 @@ impl Change<'_> {
         let mut sums = sums;
         for run in runs {
             let (of_run, rest) = sums.split_at(run.count as usize);
-            let bytes: Vec<u8> = of_run.iter().flat_map(|sum| sum.to_le_bytes()).collect();
+            let bytes: SmallVec<[u8; 64]> =
+                of_run.iter().flat_map(|sum| sum.to_le_bytes()).collect();
             Item::Pages { first: run.first, sums: &bytes }.encode(&mut self.items);
             sums = rest;
         }
@@ -289,7 +293,7 @@ impl Epochs {
             Err(Error::Lost) => {}
             throttled => throttled?,
         }
-        Ok(Change { epochs: self, items: Vec::new(), gate: self.gate.read() })
+        Ok(Change { epochs: self, items: Vec::with_capacity(ITEMS_BYTES), gate: self.gate.read() })
     }
 
     /// # Errors

@@ -17,10 +17,14 @@ pub use crate::storage::is_full;
 use crate::storage::{FileId, Storage};
 use bitmap::Segment;
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Slots that were taken: one run, if there was one that is long enough.
+pub type Runs = SmallVec<[SlotRun; 1]>;
 
 /// A run of adjacent slots of one segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,9 +175,9 @@ impl Space {
     ///
     /// # Errors
     /// If a new segment cannot be created.
-    pub fn allocate(&self, class: Class, count: u32) -> Result<Vec<SlotRun>, SpaceError> {
+    pub fn allocate(&self, class: Class, count: u32) -> Result<Runs, SpaceError> {
         let mut inner = self.inner.lock();
-        let mut runs = Vec::new();
+        let mut runs = Runs::new();
         let mut missing = count;
         while missing > 0 {
             let keep_backed = inner.classes[class as usize].backed_free <= self.keep(&inner, class);
@@ -224,7 +228,7 @@ impl Space {
         class: Class,
         count: u32,
         purpose: Purpose,
-    ) -> Result<Vec<SlotRun>, SpaceError> {
+    ) -> Result<Runs, SpaceError> {
         let mut inner = self.inner.lock();
         let keep = match purpose {
             Purpose::New => self.keep(&inner, class),
@@ -240,7 +244,7 @@ impl Space {
                 self.back(&mut inner, class, count)?;
             }
         }
-        let mut runs = Vec::new();
+        let mut runs = Runs::new();
         let mut missing = count;
         while missing > 0 {
             let Some(run) = inner.take(class, missing, Want::Backed) else {

@@ -8,8 +8,9 @@ use crate::format::log::page_sum;
 use crate::format::map::{PageMap, PagePointer};
 use crate::format::record::Inode;
 use crate::format::{FORMAT_VERSION, PAGE_BYTES, RUN_PAGES, Slot};
-use crate::space::{Class, Purpose, SlotRun, SpaceError, slots_of};
+use crate::space::{Class, Purpose, Runs, SlotRun, SpaceError, slots_of};
 use crate::storage::FileId;
+use smallvec::SmallVec;
 use std::cell::RefCell;
 use std::io;
 
@@ -29,10 +30,10 @@ type Part = (std::ops::Range<u64>, Purpose);
 /// Pages that were sealed and written, to which no record refers yet.
 pub(super) struct Placed {
     first_page: u64,
-    pub(super) pages: Vec<PagePointer>,
-    pub(super) runs: Vec<SlotRun>,
+    pub(super) pages: SmallVec<[PagePointer; 1]>,
+    pub(super) runs: Runs,
     /// Sums of the sealed pages, for the log.
-    pub(super) sums: Vec<u64>,
+    pub(super) sums: SmallVec<[u64; 1]>,
 }
 
 impl Volume {
@@ -227,7 +228,7 @@ impl Volume {
         SEALED.with_borrow_mut(|sealed| {
             sealed.resize(sealed.len().max(data.len()), 0);
             let sealed = &mut sealed[..data.len()];
-            let mut pages = Vec::with_capacity(count as usize);
+            let mut pages: SmallVec<[PagePointer; 1]> = SmallVec::with_capacity(count as usize);
             let first_nonce = self.nonces.next_run(count);
             let mut key = None;
             let halves = data.chunks_exact(PAGE_BYTES).zip(sealed.chunks_exact_mut(PAGE_BYTES));
@@ -258,10 +259,10 @@ impl Volume {
         ino: u64,
         first_page: u64,
         sealed: &[u8],
-    ) -> Result<Vec<SlotRun>, Error> {
+    ) -> Result<Runs, Error> {
         let space = &self.epochs.space;
         let count = (sealed.len() / PAGE_BYTES) as u32;
-        let write = |runs: Vec<SlotRun>| match self.write_runs(&runs, sealed) {
+        let write = |runs: Runs| match self.write_runs(&runs, sealed) {
             Ok(()) => Ok(runs),
             Err(error) => {
                 space.release(&runs);
@@ -317,10 +318,9 @@ impl Volume {
         end: Option<u64>,
         touch: &dyn Fn(&mut Inode),
     ) -> Result<(), Error> {
-        let runs = placed.runs.clone();
-        let installed = self.install_records(ino, placed, end, touch);
+        let installed = self.install_records(ino, &placed, end, touch);
         if installed.is_err() {
-            self.epochs.space.release(&runs);
+            self.epochs.space.release(&placed.runs);
         }
         installed
     }
@@ -328,16 +328,16 @@ impl Volume {
     fn install_records(
         &self,
         ino: u64,
-        placed: Placed,
+        placed: &Placed,
         end: Option<u64>,
         touch: &dyn Fn(&mut Inode),
     ) -> Result<(), Error> {
         let _lock = self.lock_inodes(&[ino]);
         let mut inode = self.require(ino)?;
-        let mut maps: Vec<(u64, PageMap)> = Vec::new();
+        let mut maps: SmallVec<[(u64, PageMap); 1]> = SmallVec::new();
         let (mut added, mut dead, mut replaced) = (0, 0, 0);
         let count = placed.pages.len() as u64;
-        for (page, pointer) in (placed.first_page..).zip(placed.pages) {
+        for (page, &pointer) in (placed.first_page..).zip(&placed.pages) {
             let run = page / RUN_PAGES;
             if maps.last().is_none_or(|(of, _)| *of != run) {
                 maps.push((run, self.page_map(ino, run)?));

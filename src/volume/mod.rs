@@ -42,6 +42,7 @@ use defragment::Apart;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use path::DamageLog;
 use promises::Promises;
+use smallvec::SmallVec;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -211,7 +212,7 @@ pub struct Volume {
 type BeforeEpoch = Box<dyn Fn(&Volume, bool) + Send + Sync>;
 
 /// Locks on inode records; released on drop.
-pub struct InodeLocks<'a>(#[allow(dead_code)] Vec<MutexGuard<'a, ()>>);
+pub struct InodeLocks<'a>(#[allow(dead_code)] SmallVec<[MutexGuard<'a, ()>; 4]>);
 
 impl Volume {
     /// Makes a new, empty volume in `storage`, which is empty; `config` are the bytes of its
@@ -427,7 +428,8 @@ impl Volume {
 
     /// Locks the records of these inodes (any order, duplicates allowed).
     pub fn lock_inodes(&self, inos: &[u64]) -> InodeLocks<'_> {
-        let mut stripes: Vec<usize> = inos.iter().map(|&ino| stripe(ino, RECORD_LOCKS)).collect();
+        let stripes = inos.iter().map(|&ino| stripe(ino, RECORD_LOCKS));
+        let mut stripes: SmallVec<[usize; 4]> = stripes.collect();
         stripes.sort_unstable();
         stripes.dedup();
         InodeLocks(stripes.into_iter().map(|stripe| self.record_locks[stripe].lock()).collect())
