@@ -284,11 +284,10 @@ pub(super) fn dek_key(ino: u64, chunk: u64) -> Key {
 }
 
 fn xattr_key(ino: u64, name: &[u8], part: u16) -> Key {
-    let mut rest = Vec::with_capacity(name.len() + 3);
-    rest.extend_from_slice(name);
-    rest.push(0);
-    rest.extend_from_slice(&part.to_be_bytes());
-    record::key(Table::Xattr, ino, &rest)
+    let mut key = record::key(Table::Xattr, ino, name);
+    key.push(0);
+    key.extend_from_slice(&part.to_be_bytes());
+    key
 }
 
 /// The smallest key above all of an inode's in a table.

@@ -86,13 +86,10 @@ impl VolumeTree {
         is_access: bool,
         buffer: &mut [u8],
     ) -> Result<usize, Error> {
-        let mut length = 0;
         let read = self.volume.read_into(ino, offset, buffer);
-        let read = read.map(|(bytes, inode)| {
-            length = bytes;
-            inode
-        });
-        self.was_read(ino, offset, is_access, read).map(|()| length)
+        let length = read.as_ref().map_or(0, |(length, _)| *length);
+        let by = read.map(|(_, inode)| inode);
+        self.was_read(ino, offset, is_access, by).map(|()| length)
     }
 
     /// What to say of a read, which returned the record by which it was done.
