@@ -14,6 +14,7 @@ use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// Reads of fewer pages (128 KiB) say nothing about an order.
 const SEQUENCE_PAGES: u64 = 32;
@@ -28,6 +29,8 @@ const THREADS: usize = 8;
 const STREAMS_MAX: usize = 4;
 /// Buffers that wait to be used again.
 const SPARE_MAX: usize = 16;
+/// Who has not read for so long reads no more: what was fetched is given up, and the buffers.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// Who reads in sequence, and what is fetched for them.
 pub(super) struct Ahead {
@@ -49,6 +52,7 @@ struct State {
     queue: VecDeque<Arc<Window>>,
     spare: Vec<AlignedBuffer>,
     fetched_bytes: u64,
+    last_read: Option<Instant>,
 }
 
 /// A reader that would go on at page `next`.
@@ -167,6 +171,14 @@ impl State {
         }
         found
     }
+
+    /// What is queued is not fetched any more; readers do not wait for it.
+    fn give_up(&mut self) {
+        self.queue.clear();
+        self.streams.clear();
+        self.spare = Vec::new();
+        self.last_read = None;
+    }
 }
 
 impl Ahead {
@@ -212,6 +224,7 @@ impl Ahead {
         if !state.is_running {
             return Vec::new();
         }
+        state.last_read = Some(Instant::now());
         let before = state.queue.len();
         let windows = state.follow(ino, first, count);
         for _ in before..state.queue.len() {
@@ -223,6 +236,14 @@ impl Ahead {
     /// Takes back what was read.
     pub(super) fn recycle(&self, sealed: Sealed) {
         self.shared.recycle(sealed.bytes);
+    }
+
+    /// Gives up the memory, if nobody has read in sequence for [`IDLE`].
+    pub(super) fn give_up_if_idle(&self) {
+        let mut state = self.shared.state.lock();
+        if state.last_read.is_some_and(|last| last.elapsed() >= IDLE) {
+            state.give_up();
+        }
     }
 }
 
@@ -267,13 +288,10 @@ impl Shared {
         }
     }
 
-    /// What is queued is not fetched any more; readers do not wait for it.
     fn stop(&self) {
         let mut state = self.state.lock();
         state.is_running = false;
-        state.queue.clear();
-        state.streams.clear();
-        state.spare.clear();
+        state.give_up();
         self.work.notify_all();
     }
 }
@@ -299,5 +317,33 @@ impl Volume {
         }
         self.ahead.shared.state.lock().fetched_bytes += length as u64;
         Some(Sealed { pages: pages.into_vec(), bytes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Once nobody reads any more, nothing is kept of what was fetched, and no buffer.
+    #[test]
+    fn memory_is_given_up() {
+        let ahead = Ahead::new();
+        ahead.shared.state.lock().is_running = true;
+        ahead.follow(2, 0, SEQUENCE_PAGES);
+        ahead.follow(2, SEQUENCE_PAGES, SEQUENCE_PAGES);
+        let mut buffer = AlignedBuffer::default();
+        buffer.first_mut(PAGE_BYTES);
+        ahead.shared.recycle(buffer);
+        let kept = || {
+            let state = ahead.shared.state.lock();
+            let windows: usize = state.streams.iter().map(|stream| stream.windows.len()).sum();
+            (windows, state.queue.len(), state.spare.len())
+        };
+        ahead.give_up_if_idle();
+        assert_eq!(kept(), (DEPTH as usize, DEPTH as usize, 1), "somebody reads");
+        let last_read = Instant::now().checked_sub(IDLE);
+        ahead.shared.state.lock().last_read = last_read;
+        ahead.give_up_if_idle();
+        assert_eq!(kept(), (0, 0, 0));
     }
 }
