@@ -237,14 +237,6 @@ impl Ahead {
     pub(super) fn recycle(&self, sealed: Sealed) {
         self.shared.recycle(sealed.bytes);
     }
-
-    /// Gives up the memory, if nobody has read in sequence for [`IDLE`].
-    pub(super) fn give_up_if_idle(&self) {
-        let mut state = self.shared.state.lock();
-        if state.last_read.is_some_and(|last| last.elapsed() >= IDLE) {
-            state.give_up();
-        }
-    }
 }
 
 impl Drop for Ahead {
@@ -267,7 +259,7 @@ impl Shared {
         }
     }
 
-    /// What to fetch next, and a buffer; `None` at the end.
+    /// What to fetch next, and a buffer; `None` at the end. Gives up the memory while nobody reads.
     fn next(&self) -> Option<(Arc<Window>, AlignedBuffer)> {
         let mut state = self.state.lock();
         loop {
@@ -277,7 +269,11 @@ impl Shared {
             if let Some(window) = state.queue.pop_front() {
                 return Some((window, state.spare.pop().unwrap_or_default()));
             }
-            self.work.wait(&mut state);
+            match state.last_read {
+                None => self.work.wait(&mut state),
+                Some(last) if last.elapsed() >= IDLE => state.give_up(),
+                Some(last) => drop(self.work.wait_until(&mut state, last + IDLE)),
+            }
         }
     }
 
@@ -339,11 +335,20 @@ mod tests {
             let windows: usize = state.streams.iter().map(|stream| stream.windows.len()).sum();
             (windows, state.queue.len(), state.spare.len())
         };
-        ahead.give_up_if_idle();
         assert_eq!(kept(), (DEPTH as usize, DEPTH as usize, 1), "somebody reads");
-        let last_read = Instant::now().checked_sub(IDLE);
-        ahead.shared.state.lock().last_read = last_read;
-        ahead.give_up_if_idle();
-        assert_eq!(kept(), (0, 0, 0));
+        for _ in 0..DEPTH {
+            let (_, buffer) = ahead.shared.next().expect("it is queued");
+            ahead.shared.recycle(buffer);
+        }
+        assert_eq!(kept(), (DEPTH as usize, 0, 1), "somebody reads");
+        std::thread::scope(|scope| {
+            scope.spawn(|| assert!(ahead.shared.next().is_none(), "nothing is queued any more"));
+            let given_up = (0..500).any(|_| {
+                std::thread::sleep(IDLE / 100);
+                kept() == (0, 0, 0)
+            });
+            ahead.shared.stop();
+            assert!(given_up, "within 5 s");
+        });
     }
 }

@@ -89,7 +89,6 @@ fn run(volume: &Weak<Volume>, signal: &(Mutex<Signal>, Condvar)) {
         volume.epochs.has_space();
         sparse.step(&volume);
         volume.defragment(MOVED_PAGES);
-        volume.ahead.give_up_if_idle();
         crate::sys::memory::trim_heap();
         deadline = Instant::now() + EPOCH_INTERVAL;
         if volume.cuts.first().is_some() {
